@@ -1,0 +1,38 @@
+//! From files to weights.
+
+/// Where the arithmetic runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceSpec {
+    /// CUDA, then Metal, then CPU: the first that this build and machine have.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by index.
+    Cuda(usize),
+    /// Apple Metal.
+    Metal,
+}
+
+/// How weights are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quantization {
+    /// Re-quantised to Q8_0, rows zero-padded to a multiple of 256 (candle's fast CPU path).
+    #[default]
+    Q8_0,
+    /// Re-quantised to Q4_K, padded likewise.
+    Q4K,
+    /// Dequantised to f32.
+    F32,
+    /// As the file holds them.
+    AsIs,
+}
+
+/// How to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Where the arithmetic runs.
+    pub device: DeviceSpec,
+    /// How weights are held in memory.
+    pub quantization: Quantization,
+}

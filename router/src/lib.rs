@@ -1,0 +1,16 @@
+//! `referral-router`: decides who answers.
+//!
+//! A functional-token router (Octopus v4, arXiv 2404.19296) over a small language model, calibrated
+//! confidence, abstention, and policy. Pure decisions are functions of their arguments: no clock, no
+//! network; this crate sees neither tonic nor prost.
+
+pub mod calibrate;
+pub mod dataset;
+pub mod error;
+pub mod evaluate;
+pub mod functional;
+pub mod policy;
+pub mod train;
+
+pub use error::RouterError;
+pub use functional::{Router, Routing};
