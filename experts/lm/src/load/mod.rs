@@ -1,4 +1,14 @@
 //! From files to weights.
+//!
+//! [`Checkpoint`] opens a model file of either format and hands out its tensors under one naming
+//! and one rotary convention, so that nothing above it knows which format the weights came in.
+//! Placing and quantising weights for inference is built on top of it.
+
+pub mod checkpoint;
+mod gguf;
+mod safetensors;
+
+pub use checkpoint::{Checkpoint, LayerTensor, ModelConfig, TensorName};
 
 /// Where the arithmetic runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
