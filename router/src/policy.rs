@@ -22,6 +22,8 @@ pub enum Reason {
     Cached,
     /// An expert failed before its first token and another was asked.
     Fallback,
+    /// The router failed: the generalist answers.
+    RouterFailed,
 }
 
 /// What policy may choose from: the state of the experts at one moment.
