@@ -1,1 +1,13 @@
 //! The Referral gateway: configuration, gRPC and HTTP services, decision log, metrics and the command line.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`config`] | layers of YAML and environment to one validated [`config::Settings`] |
+//! | [`log`] | the decision log: one SQLite row a decision, feedback, readers |
+//! | [`serve`] | gRPC and HTTP services, admission, deadlines, decision cache, metrics |
+//! | [`cli`] | the `referral` command |
+
+pub mod cli;
+pub mod config;
+pub mod log;
+pub mod serve;

@@ -1,0 +1,486 @@
+//! From the configuration as written to [`Settings`]: addresses, durations, names and what refers to what.
+//!
+//! Ranges and closed sets were checked against the schema before; here is what a schema cannot say.
+//! All mistakes are collected, so that one run of `referral config check` shows them all.
+
+use super::check::suggestion;
+use super::layers::{KeyPath, Variables};
+use super::raw::{
+    RawCard, RawEngine, RawExpert, RawKind, RawLocal, RawLog, RawModality, RawModel, RawOpenAi,
+};
+use super::raw::{RawLogFormat, RawQuantization, RawResidency, RawServer, RawSettings};
+use super::settings::{
+    AdapterSource, ExpertSettings, LocalSettings, LogSettings, ModelSettings, OpenAiSettings, Provider,
+    RouterSettings, ServerSettings, Settings, TelemetrySettings,
+};
+use referral_experts::{Card, ExpertId, ExpertKind, Modality, Residency};
+use referral_lm::engine::EngineOptions;
+use referral_lm::fetch::{ModelSpec, Source};
+use referral_lm::load::{DeviceSpec, LoadOptions, Quantization};
+use referral_router::policy::PolicySettings;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Adapters that ship in the binary.
+const SHIPPED_ADAPTERS: [&str; 1] = ["medical"];
+
+/// `shown` is `raw` as a tree with secrets redacted: the settings' version is its digest.
+pub(super) fn validate(
+    raw: RawSettings,
+    shown: &serde_json::Value,
+    variables: &Variables,
+) -> Result<Settings, Vec<(KeyPath, String)>> {
+    let mut problems = Problems(Vec::new());
+    let mut warnings = Vec::new();
+    let models: BTreeMap<_, _> = raw
+        .models
+        .into_iter()
+        .filter_map(|(name, m)| Some((name, m?)))
+        .collect();
+    let names: Vec<String> = models.keys().cloned().collect();
+    let experts: BTreeMap<_, _> = raw
+        .experts
+        .into_iter()
+        .filter_map(|(id, e)| Some((id, e?)))
+        .collect();
+
+    let server = server(&raw.server, &mut problems);
+    problems.model_exists(&["router", "model"], &raw.router.model, &names);
+    let router = RouterSettings {
+        model: raw.router.model,
+        directory: raw.router.directory.map(PathBuf::from),
+        queue_capacity: raw.router.queue_capacity,
+        cache_capacity: raw.router.cache.capacity,
+        cache_ttl: problems.duration(
+            &["router", "cache", "ttl"],
+            &raw.router.cache.ttl,
+            SECOND,
+            30 * DAY,
+        ),
+    };
+    let generalist = &raw.policy.generalist;
+    match experts.get(generalist) {
+        Some(expert) if matches!(expert.kind, RawKind::Generalist) => {}
+        Some(_) => problems.add(
+            &["policy", "generalist"],
+            format!("expert {generalist} is no generalist: give it `kind: generalist` or name another"),
+        ),
+        None => {
+            let known: Vec<&str> = experts.keys().map(String::as_str).collect();
+            let hint = suggestion(generalist, &known);
+            problems.add(
+                &["policy", "generalist"],
+                format!("no expert is called {generalist:?}: {hint}"),
+            );
+        }
+    }
+    let engines: BTreeMap<String, usize> = models
+        .iter()
+        .map(|(name, model)| (name.clone(), model.engine.max_sequence_tokens))
+        .collect();
+    let models = models
+        .into_iter()
+        .map(|(name, m)| (name.clone(), model(&name, m, &mut problems)))
+        .collect();
+    let experts: Vec<ExpertSettings> = experts
+        .into_iter()
+        .filter_map(|(id, raw)| expert(&id, raw, &engines, &mut problems, &mut warnings))
+        .collect();
+    for expert in &experts {
+        if expert.card.residency == Residency::External && !raw.policy.allow_external {
+            warnings.push(format!(
+                "expert {} is external and policy.allow_external is false: it is never chosen. If it runs within \
+                 the organisation, say experts.{0}.card.residency: on_premises",
+                expert.id
+            ));
+        }
+    }
+    let log = log(raw.log, variables, &mut problems);
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&raw.telemetry.log_filter) {
+        let message = format!(
+            "{:?} is no log filter ({error}): use e.g. info",
+            raw.telemetry.log_filter
+        );
+        problems.add(&["telemetry", "log_filter"], message);
+    }
+    if !problems.0.is_empty() {
+        return Err(problems.0);
+    }
+    let digest = blake3::hash(shown.to_string().as_bytes()).to_hex();
+    Ok(Settings {
+        server,
+        models,
+        router,
+        policy: PolicySettings {
+            generalist: raw.policy.generalist,
+            min_confidence: raw.router.min_confidence,
+            allow_external: raw.policy.allow_external,
+        },
+        max_fallbacks: raw.policy.max_fallbacks,
+        experts,
+        log,
+        telemetry: TelemetrySettings {
+            json: matches!(raw.telemetry.log_format, RawLogFormat::Json),
+            filter: raw.telemetry.log_filter,
+        },
+        version: digest.chars().take(16).collect(),
+        warnings,
+    })
+}
+
+struct Problems(Vec<(KeyPath, String)>);
+
+impl Problems {
+    fn add(&mut self, path: &[&str], message: String) {
+        self.0
+            .push((path.iter().map(|&key| key.to_owned()).collect(), message));
+    }
+
+    fn duration(&mut self, path: &[&str], text: &str, low: Duration, high: Duration) -> Duration {
+        let show = |d| humantime::format_duration(d).to_string();
+        match humantime::parse_duration(text) {
+            Ok(value) if (low..=high).contains(&value) => return value,
+            Ok(_) => {
+                self.add(
+                    path,
+                    format!("{text} is out of range: use {} to {}", show(low), show(high)),
+                );
+            }
+            Err(_) => self.add(
+                path,
+                format!("{text:?} is no duration: write e.g. 500ms, 30s or 2m"),
+            ),
+        }
+        low
+    }
+
+    fn address(&mut self, path: &[&str], text: &str) -> SocketAddr {
+        text.parse().unwrap_or_else(|_| {
+            self.add(
+                path,
+                format!("{text:?} is no address: write IP:PORT, e.g. 127.0.0.1:50051 or [::]:50051"),
+            );
+            (Ipv4Addr::LOCALHOST, 0).into()
+        })
+    }
+
+    fn model_exists(&mut self, path: &[&str], name: &str, names: &[String]) {
+        if !names.iter().any(|known| known == name) {
+            let known: Vec<&str> = names.iter().map(String::as_str).collect();
+            self.add(
+                path,
+                format!("no model is called {name:?}: {}", suggestion(name, &known)),
+            );
+        }
+    }
+}
+
+fn server(raw: &RawServer, problems: &mut Problems) -> ServerSettings {
+    let grpc_address = problems.address(&["server", "grpc_address"], &raw.grpc_address);
+    let http_address = problems.address(&["server", "http_address"], &raw.http_address);
+    if grpc_address == http_address && grpc_address.port() != 0 {
+        problems.add(
+            &["server", "http_address"],
+            format!("{http_address} is grpc_address too: use another port"),
+        );
+    }
+    let max_deadline = problems.duration(&["server", "max_deadline"], &raw.max_deadline, SECOND, HOUR);
+    ServerSettings {
+        grpc_address,
+        http_address,
+        reflection: raw.reflection,
+        max_query_bytes: raw.max_query_bytes,
+        max_concurrent_requests: raw.max_concurrent_requests,
+        default_deadline: problems.duration(
+            &["server", "default_deadline"],
+            &raw.default_deadline,
+            Duration::from_millis(1),
+            max_deadline,
+        ),
+        max_deadline,
+        drain_grace: problems.duration(&["server", "drain_grace"], &raw.drain_grace, Duration::ZERO, HOUR),
+    }
+}
+
+fn model(name: &str, raw: RawModel, problems: &mut Problems) -> ModelSettings {
+    let path = |key| ["models", name, key];
+    let is_file = raw.source.starts_with("file:");
+    if !is_file && !raw.source.starts_with("pypi:") && !raw.source.starts_with("hf:") {
+        let message = format!("{:?} is no source: start with pypi:, hf: or file:", raw.source);
+        problems.add(&path("source"), message);
+    }
+    match &raw.sha256 {
+        Some(digest) if digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()) => {}
+        Some(digest) => problems.add(
+            &path("sha256"),
+            format!("{digest:?} is no SHA-256: write its 64 hex digits"),
+        ),
+        None if is_file => {}
+        None => problems.add(
+            &path("sha256"),
+            "is missing: what is downloaded needs its SHA-256".to_owned(),
+        ),
+    }
+    let device = device(&raw.device).unwrap_or_else(|| {
+        problems.add(
+            &path("device"),
+            format!("{:?} is no device: use auto, cpu, cuda:N or metal", raw.device),
+        );
+        DeviceSpec::Auto
+    });
+    let quantization = match raw.quantization {
+        RawQuantization::Q8_0 => Quantization::Q8_0,
+        RawQuantization::Q4K => Quantization::Q4K,
+        RawQuantization::F32 => Quantization::F32,
+        RawQuantization::AsIs => Quantization::AsIs,
+    };
+    let RawEngine {
+        max_batch,
+        queue_capacity,
+        max_sequence_tokens,
+        prefill_chunk,
+        prefix_cache_entries,
+    } = raw.engine;
+    ModelSettings {
+        spec: ModelSpec {
+            name: name.to_owned(),
+            source: Source(raw.source),
+            sha256: raw.sha256.map(|digest| digest.to_lowercase()),
+        },
+        load: LoadOptions { device, quantization },
+        engine: EngineOptions {
+            max_batch,
+            queue_capacity,
+            max_sequence_tokens,
+            prefill_chunk,
+            prefix_cache_entries,
+        },
+    }
+}
+
+fn device(text: &str) -> Option<DeviceSpec> {
+    match text {
+        "auto" => Some(DeviceSpec::Auto),
+        "cpu" => Some(DeviceSpec::Cpu),
+        "metal" => Some(DeviceSpec::Metal),
+        other => other.strip_prefix("cuda:")?.parse().ok().map(DeviceSpec::Cuda),
+    }
+}
+
+fn expert(
+    name: &str,
+    raw: RawExpert,
+    models: &BTreeMap<String, usize>,
+    problems: &mut Problems,
+    warnings: &mut Vec<String>,
+) -> Option<ExpertSettings> {
+    let id = ExpertId::try_from(name).map_err(|error| problems.add(&["experts", name], error.to_string()));
+    let (provider, model_name, default_residency) = match (raw.local, raw.openai) {
+        (Some(raw), None) => {
+            let model = raw.model.clone();
+            (
+                Provider::Local(local(name, raw, models, problems)),
+                model,
+                Residency::OnPremises,
+            )
+        }
+        (None, Some(raw)) => {
+            let model = raw.model.clone();
+            (
+                Provider::OpenAi(openai(name, raw, problems, warnings)),
+                model,
+                Residency::External,
+            )
+        }
+        (None, None) => {
+            problems.add(
+                &["experts", name],
+                "has no provider: give it `local:` or `openai:`".to_owned(),
+            );
+            return None;
+        }
+        (Some(_), Some(_)) => {
+            problems.add(
+                &["experts", name],
+                "has two providers: keep one of local and openai".to_owned(),
+            );
+            return None;
+        }
+    };
+    let kind = match raw.kind {
+        RawKind::Specialist => ExpertKind::Specialist,
+        RawKind::Generalist => ExpertKind::Generalist,
+        RawKind::Domain => ExpertKind::Domain,
+    };
+    Some(ExpertSettings {
+        id: id.ok()?,
+        kind,
+        card: card(raw.card, model_name, default_residency),
+        provider,
+    })
+}
+
+fn card(raw: RawCard, model: String, residency: Residency) -> Card {
+    Card {
+        model: raw.model.unwrap_or(model),
+        licence: raw.licence,
+        description: raw.description,
+        languages: raw.languages,
+        modality: match raw.modality {
+            RawModality::Text => Modality::Text,
+            RawModality::Image => Modality::Image,
+        },
+        price_per_million_input: raw.price_per_million_input,
+        price_per_million_output: raw.price_per_million_output,
+        residency: match raw.residency {
+            Some(RawResidency::OnPremises) => Residency::OnPremises,
+            Some(RawResidency::External) => Residency::External,
+            None => residency,
+        },
+    }
+}
+
+fn local(
+    name: &str,
+    raw: RawLocal,
+    models: &BTreeMap<String, usize>,
+    problems: &mut Problems,
+) -> LocalSettings {
+    let path = |key| ["experts", name, "local", key];
+    let names: Vec<String> = models.keys().cloned().collect();
+    problems.model_exists(&path("model"), &raw.model, &names);
+    if let Some(limit) = models
+        .get(&raw.model)
+        .filter(|limit| raw.max_tokens as usize >= **limit)
+    {
+        let message = format!(
+            "{} leaves no room for a prompt: stay under models.{}.engine.max_sequence_tokens, {limit}",
+            raw.max_tokens, raw.model
+        );
+        problems.add(&path("max_tokens"), message);
+    }
+    let adapter = raw.adapter.map(|adapter| match adapter.strip_prefix("shipped:") {
+        Some(shipped) => {
+            if !SHIPPED_ADAPTERS.contains(&shipped) {
+                let hint = suggestion(shipped, &SHIPPED_ADAPTERS);
+                problems.add(
+                    &path("adapter"),
+                    format!("no adapter called {shipped:?} is shipped: {hint}"),
+                );
+            }
+            AdapterSource::Shipped(shipped.to_owned())
+        }
+        None => AdapterSource::File(PathBuf::from(adapter)),
+    });
+    LocalSettings {
+        model: raw.model,
+        adapter,
+        adapter_scale: raw.adapter_scale,
+        system_prompt: raw.system_prompt,
+        max_tokens: raw.max_tokens,
+        temperature: raw.temperature,
+        top_p: raw.top_p,
+    }
+}
+
+fn openai(name: &str, raw: RawOpenAi, problems: &mut Problems, warnings: &mut Vec<String>) -> OpenAiSettings {
+    let path = |key| ["experts", name, "openai", key];
+    match raw.base_url.parse::<http::Uri>() {
+        // Not quoted: it holds a password.
+        Ok(url) if url.authority().is_some_and(|a| a.as_str().contains('@')) => problems.add(
+            &path("base_url"),
+            "holds user information: put credentials into api_key or headers".to_owned(),
+        ),
+        Ok(url) if matches!(url.scheme_str(), Some("http" | "https")) && url.query().is_none() => {
+            let is_loopback = matches!(url.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
+            if url.scheme_str() == Some("http") && raw.api_key.is_some() && !is_loopback {
+                warnings.push(format!(
+                    "expert {name}: its api_key crosses the network unencrypted: use https"
+                ));
+            }
+        }
+        _ => problems.add(
+            &path("base_url"),
+            format!(
+                "{:?} is no base URL: write e.g. http://gpu1:8000/v1",
+                raw.base_url
+            ),
+        ),
+    }
+    if raw
+        .api_key
+        .as_ref()
+        .is_some_and(|key| http::HeaderValue::from_str(key.reveal()).is_err())
+    {
+        problems.add(
+            &path("api_key"),
+            "cannot be sent in a header: use visible ASCII".to_owned(),
+        );
+    }
+    let mut headers = Vec::new();
+    for (header, value) in raw.headers {
+        let path = ["experts", name, "openai", "headers", &header];
+        if http::HeaderValue::from_str(value.reveal()).is_err() {
+            problems.add(&path, "cannot be sent in a header: use visible ASCII".to_owned());
+        }
+        match http::HeaderName::try_from(header.as_str()) {
+            Ok(name) => headers.push((name, value)),
+            Err(_) => problems.add(&path, "is no header name: use letters, digits and -".to_owned()),
+        }
+    }
+    OpenAiSettings {
+        timeout: problems.duration(&path("timeout"), &raw.timeout, Duration::from_millis(10), HOUR),
+        base_url: raw.base_url.trim_end_matches('/').to_owned(),
+        model: raw.model,
+        api_key: raw.api_key,
+        headers,
+        stream: raw.stream,
+        system_prompt: raw.system_prompt,
+        max_tokens: raw.max_tokens,
+        temperature: raw.temperature,
+        top_p: raw.top_p,
+    }
+}
+
+fn log(raw: RawLog, variables: &Variables, problems: &mut Problems) -> LogSettings {
+    if raw.hash_key.as_ref().is_some_and(|key| key.reveal().len() < 16) {
+        problems.add(
+            &["log", "hash_key"],
+            "is too short: use at least 16 characters, or null".to_owned(),
+        );
+    }
+    LogSettings {
+        path: raw
+            .path
+            .map(PathBuf::from)
+            .or_else(|| default_log_path(variables))
+            .unwrap_or_else(|| {
+                problems.add(
+                    &["log", "path"],
+                    "is missing and there is no home directory: give a path".to_owned(),
+                );
+                PathBuf::new()
+            }),
+        store_text: raw.store_text,
+        hash_key: raw.hash_key,
+        queue_capacity: raw.queue_capacity,
+        retention: raw
+            .retention
+            .map(|text| problems.duration(&["log", "retention"], &text, HOUR, 36_500 * DAY)),
+    }
+}
+
+fn default_log_path(variables: &Variables) -> Option<PathBuf> {
+    let stated = variables
+        .get("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
+    let directory = stated.or_else(dirs::state_dir).or_else(dirs::data_local_dir)?;
+    Some(directory.join(Path::new("referral/decisions.sqlite")))
+}
