@@ -1,10 +1,32 @@
 //! The decoder: weights in memory and the batched forward pass.
+//!
+//! candle's own llama models run one sequence, return the last position's logits only and hide their
+//! layers. Serving needs ragged batches with a cache for each sequence, shared prompt heads, hidden states
+//! of any layer and adapters that differ by row, hence a pass of our own on candle's operators.
 
-use crate::load::LoadOptions;
+mod attention;
+mod cache;
+mod forward;
+mod kernels;
+mod rotary;
+
+pub use cache::{KvCache, Prefix};
+
+use crate::adapter::Adapter;
+use crate::load::checkpoint::{Checkpoint, LayerTensor, ModelConfig, TensorName};
+use crate::load::linear::Linear;
+use crate::load::{LoadOptions, Quantization};
 use crate::tokenize::ChatMessage;
 use crate::{LmError, Result};
+use cache::CacheShape;
+use candle_core::{DType, Device, Tensor};
+use forward::Row;
+use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Positions whose logits are computed together where many are wanted.
+const LOGITS_CHUNK: usize = 64;
 
 /// What a model is.
 #[derive(Debug, Clone)]
@@ -30,13 +52,45 @@ pub struct ModelInfo {
 /// A loaded model; clones share the weights.
 #[derive(Clone)]
 pub struct LanguageModel {
-    inner: Arc<ModelInfo>,
+    inner: Arc<Weights>,
 }
 
-/// The KV cache of a prompt head, computed once and shared by many sequences.
-#[derive(Clone)]
-pub struct Prefix {
-    tokens: Arc<[u32]>,
+/// Everything that clones of a model share.
+struct Weights {
+    info: ModelInfo,
+    config: ModelConfig,
+    device: Device,
+    /// `vocabulary × width`, for look-up only.
+    embeddings: Tensor,
+    layers: Vec<Layer>,
+    final_norm: Tensor,
+    head: Linear,
+    inverse_frequencies: Vec<f32>,
+}
+
+/// One decoder layer.
+struct Layer {
+    attention_norm: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    output: Linear,
+    ffn_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// New tokens of one sequence in a batch: the next piece of its prompt or its last sampled token.
+pub struct Step<'a> {
+    /// The sequence's cache; the tokens are appended to it.
+    pub cache: &'a mut KvCache,
+    /// The new tokens, at least one.
+    pub tokens: &'a [u32],
+    /// An adapter and its scale: 0 is the base model and costs nothing, 1 the adapter as trained.
+    pub adapter: Option<(&'a Adapter, f32)>,
+    /// Whether the next token's logits are wanted; the pieces of a long prompt before its last need none.
+    pub wants_logits: bool,
 }
 
 /// Hidden states of one row: for each requested layer, `tokens * width` values, row-major.
@@ -50,44 +104,265 @@ pub struct HiddenStates {
 
 impl LanguageModel {
     /// Loads a GGUF file, or a directory of Hugging Face safetensors.
-    pub fn load(_path: &Path, _options: &LoadOptions) -> Result<Self> {
-        Err(LmError::Stopped)
+    ///
+    /// # Errors
+    /// [`LmError::Io`] and [`LmError::BadFile`] for the files, [`LmError::Invalid`] for a device that this
+    /// build or machine lacks.
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Self> {
+        let device = options.device.open()?;
+        let checkpoint = Checkpoint::open(path)?;
+        Ok(Self { inner: Arc::new(Weights::load(&checkpoint, options.quantization, device)?) })
     }
+
     /// What the model is.
     pub fn info(&self) -> &ModelInfo {
-        &self.inner
+        &self.inner.info
     }
+
+    /// Shape and constants of the decoder.
+    pub fn config(&self) -> &ModelConfig {
+        &self.inner.config
+    }
+
+    /// Where its arithmetic runs.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
     /// Text to token ids; special tokens such as `<|im_start|>` in the text are recognised only if asked.
     pub fn encode(&self, _text: &str, _recognise_special: bool) -> Result<Vec<u32>> {
         Err(LmError::Stopped)
     }
+
     /// Token ids to text, special tokens left out.
     pub fn decode(&self, _tokens: &[u32]) -> Result<String> {
         Err(LmError::Stopped)
     }
+
     /// The chat as the model's template writes it, as token ids; text of messages can never become a special token.
     pub fn encode_chat(&self, _messages: &[ChatMessage], _add_generation_prompt: bool) -> Result<Vec<u32>> {
         Err(LmError::Stopped)
     }
-    /// Computes the KV cache of a prompt head through the first `layers` layers (all if `None`).
-    pub fn prefix(&self, tokens: &[u32], _layers: Option<usize>) -> Result<Prefix> {
-        Ok(Prefix { tokens: tokens.into() })
+
+    /// A cache for one sequence with room for `capacity` tokens (it grows when that is not enough), which
+    /// starts behind `prefix`.
+    ///
+    /// # Errors
+    /// [`LmError::Invalid`] if the prefix was computed through some layers only.
+    pub fn new_cache(&self, prefix: Option<&Prefix>, capacity: usize) -> Result<KvCache> {
+        self.cache(self.inner.layers.len(), prefix, capacity)
     }
+
+    /// Runs one batch: appends each step's tokens to its cache and returns, for those that want them, the
+    /// logits over the vocabulary at its last token. Steps may have any number of tokens each.
+    ///
+    /// # Errors
+    /// [`LmError::Invalid`] for no steps, a step without tokens, or a token beyond the vocabulary;
+    /// [`LmError::TooLong`] if a sequence outgrows the model's context. No cache has changed then.
+    pub fn forward(&self, steps: &mut [Step<'_>]) -> Result<Vec<Option<Vec<f32>>>> {
+        let weights = &*self.inner;
+        let mut lasts = Vec::new();
+        let mut end = 0;
+        for step in steps.iter() {
+            end += step.tokens.len();
+            if step.wants_logits && end > 0 {
+                lasts.push(end as u32 - 1);
+            }
+        }
+        let mut rows: Vec<Row<'_>> = steps
+            .iter_mut()
+            .map(|s| Row { cache: &mut *s.cache, tokens: s.tokens, adapter: s.adapter })
+            .collect();
+        let x = weights.run(&mut rows, weights.layers.len(), |_, _| Ok(()))?;
+        let mut logits = if lasts.is_empty() {
+            Vec::new()
+        } else {
+            let count = lasts.len();
+            let x = x.index_select(&Tensor::from_vec(lasts, count, &weights.device)?, 0)?;
+            weights.logits(&x)?.to_vec2::<f32>()?
+        }
+        .into_iter();
+        Ok(steps.iter().map(|s| if s.wants_logits { logits.next() } else { None }).collect())
+    }
+
+    /// Computes the KV cache of a prompt head through the first `layers` layers (all if `None`).
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; [`LmError::Invalid`] for more layers than there are, or none.
+    pub fn prefix(&self, tokens: &[u32], layers: Option<usize>) -> Result<Prefix> {
+        let depth = layers.unwrap_or(self.inner.layers.len());
+        self.check_layer("prefix layers", depth)?;
+        let mut cache = self.cache(depth, None, tokens.len())?;
+        let row = Row { cache: &mut cache, tokens, adapter: None };
+        self.inner.run(&mut [row], depth, |_, _| Ok(()))?;
+        cache.to_prefix(tokens)
+    }
+
     /// Hidden states after each of the layers `after` (1-based: 1 is after the first layer), for
     /// every row of a ragged batch, read after `prefix`. Stops after the deepest layer asked for.
+    ///
+    /// They are the residual stream as the next layer receives it, before any norm; those after the last
+    /// layer have not gone through the final norm either.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; [`LmError::Invalid`] for a layer that is not there, or a prefix that was not
+    /// computed that deep.
     pub fn hidden_states(
         &self,
-        _prefix: Option<&Prefix>,
-        _rows: &[&[u32]],
-        _after: &[usize],
+        prefix: Option<&Prefix>,
+        rows: &[&[u32]],
+        after: &[usize],
     ) -> Result<Vec<HiddenStates>> {
-        Err(LmError::Stopped)
+        for &layer in after {
+            self.check_layer("layer", layer)?;
+        }
+        let depth = after.iter().copied().max().unwrap_or(0);
+        self.check_layer("layer", depth)?;
+        let past = prefix.map_or(0, |p| p.tokens().len());
+        let mut caches = rows
+            .iter()
+            .map(|tokens| self.cache(depth, prefix, past + tokens.len()))
+            .collect::<Result<Vec<_>>>()?;
+        let mut batch: Vec<Row<'_>> = caches
+            .iter_mut()
+            .zip(rows)
+            .map(|(cache, tokens)| Row { cache, tokens, adapter: None })
+            .collect();
+        let mut states: Vec<HiddenStates> = rows
+            .iter()
+            .map(|r| HiddenStates { tokens: r.len(), layers: vec![Vec::new(); after.len()] })
+            .collect();
+        self.inner.run(&mut batch, depth, |layer, x| {
+            for (slot, _) in after.iter().enumerate().filter(|&(_, &wanted)| wanted == layer) {
+                let flat = x.flatten_all()?.to_vec1::<f32>()?;
+                let mut rest = flat.as_slice();
+                for row in &mut states {
+                    let (head, tail) = rest.split_at(row.tokens * self.inner.config.width);
+                    rest = tail;
+                    if let Some(place) = row.layers.get_mut(slot) {
+                        *place = head.to_vec();
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(states)
+    }
+
+    /// Natural-log probability of each token of `continuation` after `prompt` and those before it. Their
+    /// negated mean is the logarithm of the perplexity.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; both parts must have at least one token.
+    pub fn log_probabilities(
+        &self,
+        prompt: &[u32],
+        continuation: &[u32],
+        adapter: Option<(&Adapter, f32)>,
+    ) -> Result<Vec<f32>> {
+        let (Some(_), Some((_, given))) = (prompt.last(), continuation.split_last()) else {
+            return Err(LmError::Invalid {
+                field: "tokens",
+                value: format!("{} of prompt, {} of continuation", prompt.len(), continuation.len()),
+                fix: "give at least one of each".to_owned(),
+            });
+        };
+        if let Some(token) = continuation.iter().find(|&&t| t as usize >= self.inner.config.vocabulary) {
+            let fix = format!("token ids are below the vocabulary's {}", self.inner.config.vocabulary);
+            return Err(LmError::Invalid { field: "token", value: token.to_string(), fix });
+        }
+        let tokens = [prompt, given].concat();
+        let mut cache = self.new_cache(None, tokens.len())?;
+        let row = Row { cache: &mut cache, tokens: &tokens, adapter };
+        let x = self.inner.run(&mut [row], self.inner.layers.len(), |_, _| Ok(()))?;
+        let mut result = Vec::with_capacity(continuation.len());
+        for (chunk, targets) in continuation.chunks(LOGITS_CHUNK).enumerate() {
+            let start = prompt.len() - 1 + chunk * LOGITS_CHUNK;
+            let logits = self.inner.logits(&x.narrow(0, start, targets.len())?)?;
+            let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?;
+            let targets = Tensor::new(targets, &self.inner.device)?.unsqueeze(1)?;
+            result.extend(log_probabilities.gather(&targets, 1)?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok(result)
+    }
+
+    fn cache(&self, layers: usize, prefix: Option<&Prefix>, capacity: usize) -> Result<KvCache> {
+        let config = &self.inner.config;
+        let shape = CacheShape {
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            context_length: config.context_length,
+            device: self.inner.device.clone(),
+        };
+        KvCache::new(shape, layers, prefix, capacity)
+    }
+
+    fn check_layer(&self, field: &'static str, layer: usize) -> Result<()> {
+        let layers = self.inner.layers.len();
+        if (1..=layers).contains(&layer) {
+            return Ok(());
+        }
+        Err(LmError::Invalid { field, value: layer.to_string(), fix: format!("between 1 and {layers}") })
     }
 }
 
-impl Prefix {
-    /// The tokens it stands for.
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+impl Weights {
+    fn load(checkpoint: &Checkpoint, quantization: Quantization, device: Device) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        let vector = |name| -> Result<Tensor> { Ok(checkpoint.tensor(name)?.to_device(&device)?) };
+        let matrix = |name| Linear::load(checkpoint, name, quantization, &device);
+        let layer = |index: usize| -> Result<Layer> {
+            let name = |tensor| TensorName::Layer(index, tensor);
+            Ok(Layer {
+                attention_norm: vector(name(LayerTensor::AttentionNorm))?,
+                q: matrix(name(LayerTensor::AttentionQ))?,
+                k: matrix(name(LayerTensor::AttentionK))?,
+                v: matrix(name(LayerTensor::AttentionV))?,
+                output: matrix(name(LayerTensor::AttentionOutput))?,
+                ffn_norm: vector(name(LayerTensor::FfnNorm))?,
+                gate: matrix(name(LayerTensor::FfnGate))?,
+                up: matrix(name(LayerTensor::FfnUp))?,
+                down: matrix(name(LayerTensor::FfnDown))?,
+            })
+        };
+        // The embedding matters as much as a fifth of the layers: both at once, all on rayon's threads.
+        let ((embeddings, head), layers) = rayon::join(
+            || rayon::join(|| embeddings(checkpoint, quantization, &device), || matrix(TensorName::Output)),
+            || (0..config.layers).into_par_iter().map(layer).collect::<Result<Vec<_>>>(),
+        );
+        let (embeddings, head, layers) = (embeddings?, head?, layers?);
+        let final_norm = vector(TensorName::OutputNorm)?;
+        let layer_bytes: usize = layers.iter().map(Layer::bytes).sum();
+        let info = ModelInfo {
+            name: config.name.clone(),
+            layers: config.layers,
+            width: config.width,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            vocabulary: config.vocabulary,
+            context_length: config.context_length,
+            weight_bytes: tensor_bytes(&embeddings) + head.bytes() + layer_bytes + tensor_bytes(&final_norm),
+        };
+        let inverse_frequencies = rotary::inverse_frequencies(config.rope_base, config.head_dim);
+        Ok(Self { info, config, device, embeddings, layers, final_norm, head, inverse_frequencies })
     }
+}
+
+impl Layer {
+    fn bytes(&self) -> usize {
+        let linears = [&self.q, &self.k, &self.v, &self.output, &self.gate, &self.up, &self.down];
+        linears.into_iter().map(Linear::bytes).sum::<usize>()
+            + tensor_bytes(&self.attention_norm)
+            + tensor_bytes(&self.ffn_norm)
+    }
+}
+
+/// The look-up table: f16 beside quantised weights, whose error is far larger; else f32.
+fn embeddings(checkpoint: &Checkpoint, quantization: Quantization, device: &Device) -> Result<Tensor> {
+    let dtype = if quantization == Quantization::F32 { DType::F32 } else { DType::F16 };
+    Ok(checkpoint.tensor(TensorName::TokenEmbedding)?.to_dtype(dtype)?.to_device(device)?)
+}
+
+fn tensor_bytes(tensor: &Tensor) -> usize {
+    tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
