@@ -18,7 +18,6 @@ const CPU_ROW_MULTIPLE: usize = 256;
 #[derive(Clone)]
 pub(crate) struct Linear {
     weight: Weight,
-    inputs: usize,
     padded_inputs: usize,
 }
 
@@ -60,14 +59,14 @@ impl Linear {
             Quantization::Q4K => GgmlDType::Q4K,
             Quantization::F32 | Quantization::AsIs => {
                 let weight = Weight::Dense(weight.to_device(device)?);
-                return Ok(Self { weight, inputs, padded_inputs: inputs });
+                return Ok(Self { weight, padded_inputs: inputs });
             }
         };
         let multiple = if device.is_cpu() { CPU_ROW_MULTIPLE } else { dtype.block_size() };
         let padded_inputs = inputs.next_multiple_of(multiple);
         let padded = pad_columns(weight, padded_inputs)?;
         let weight = Weight::Quantised(Arc::new(QTensor::quantize_onto(&padded, dtype, device)?));
-        Ok(Self { weight, inputs, padded_inputs })
+        Ok(Self { weight, padded_inputs })
     }
 
     /// Holds a matrix as the file has it; f16 and bf16 become f32.
@@ -79,7 +78,7 @@ impl Linear {
             }
             _ => Weight::Quantised(Arc::new(weight)),
         };
-        Ok(Self { weight, inputs, padded_inputs: inputs })
+        Ok(Self { weight, padded_inputs: inputs })
     }
 
     /// The width that inputs are padded to; inputs of this width are taken as they are.

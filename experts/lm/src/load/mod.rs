@@ -5,7 +5,9 @@
 //! Placing and quantising weights for inference is built on top of it.
 
 pub mod checkpoint;
+mod device;
 mod gguf;
+pub(crate) mod linear;
 mod safetensors;
 
 pub use checkpoint::{Checkpoint, LayerTensor, ModelConfig, TensorName};

@@ -9,6 +9,10 @@ mod cache;
 mod forward;
 mod kernels;
 mod rotary;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod tiny;
 
 pub use cache::{KvCache, Prefix};
 
@@ -16,7 +20,7 @@ use crate::adapter::Adapter;
 use crate::load::checkpoint::{Checkpoint, LayerTensor, ModelConfig, TensorName};
 use crate::load::linear::Linear;
 use crate::load::{LoadOptions, Quantization};
-use crate::tokenize::ChatMessage;
+use crate::tokenize::{ChatMessage, Tokenizer};
 use crate::{LmError, Result};
 use cache::CacheShape;
 use candle_core::{DType, Device, Tensor};
@@ -53,6 +57,7 @@ pub struct ModelInfo {
 #[derive(Clone)]
 pub struct LanguageModel {
     inner: Arc<Weights>,
+    tokenizer: Tokenizer,
 }
 
 /// Everything that clones of a model share.
@@ -111,7 +116,12 @@ impl LanguageModel {
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self> {
         let device = options.device.open()?;
         let checkpoint = Checkpoint::open(path)?;
-        Ok(Self { inner: Arc::new(Weights::load(&checkpoint, options.quantization, device)?) })
+        let tokenizer = match checkpoint.gguf() {
+            Some(content) => Tokenizer::from_gguf(content, path)?,
+            None => Tokenizer::from_directory(path)?,
+        };
+        let weights = Weights::load(&checkpoint, options.quantization, device)?;
+        Ok(Self { inner: Arc::new(weights), tokenizer })
     }
 
     /// What the model is.
@@ -129,19 +139,24 @@ impl LanguageModel {
         &self.inner.device
     }
 
+    /// The tokenizer and chat template that came with the weights.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Text to token ids; special tokens such as `<|im_start|>` in the text are recognised only if asked.
-    pub fn encode(&self, _text: &str, _recognise_special: bool) -> Result<Vec<u32>> {
-        Err(LmError::Stopped)
+    pub fn encode(&self, text: &str, recognise_special: bool) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text, recognise_special)
     }
 
     /// Token ids to text, special tokens left out.
-    pub fn decode(&self, _tokens: &[u32]) -> Result<String> {
-        Err(LmError::Stopped)
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.tokenizer.decode(tokens)
     }
 
     /// The chat as the model's template writes it, as token ids; text of messages can never become a special token.
-    pub fn encode_chat(&self, _messages: &[ChatMessage], _add_generation_prompt: bool) -> Result<Vec<u32>> {
-        Err(LmError::Stopped)
+    pub fn encode_chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<Vec<u32>> {
+        self.tokenizer.encode_chat(messages, add_generation_prompt)
     }
 
     /// A cache for one sequence with room for `capacity` tokens (it grows when that is not enough), which
