@@ -1,1 +1,307 @@
-//! evaluate.
+//! How good a router is: accuracy, macro-F1, calibration, risk against coverage, confusion, latency.
+//!
+//! Accuracy, F1 and confusion take the likeliest expert whether or not the router abstained; abstention has its own
+//! figures, coverage (share not abstained) and selective accuracy (accuracy on those). Macro-F1 is the mean
+//! over the experts that the data holds. Rows are streamed; what stays is twelve bytes a row, for the
+//! risk–coverage curve and the percentiles.
+
+use crate::dataset::{self, Row};
+use crate::{Router, RouterError, Routing};
+use serde::Serialize;
+use std::fmt;
+use std::path::Path;
+
+/// Bins of the expected calibration error.
+pub const ECE_BINS: usize = 15;
+/// Points of the risk–coverage curve.
+const CURVE_POINTS: usize = 20;
+
+/// Figures of one expert.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExpertFigures {
+    /// Its name.
+    pub expert: String,
+    /// Of the queries sent to it, the share that were its own; 0 if none was sent.
+    pub precision: f64,
+    /// Of its own queries, the share that were sent to it; 0 if it has none.
+    pub recall: f64,
+    /// Harmonic mean of the two.
+    pub f1: f64,
+    /// Its own queries.
+    pub support: usize,
+}
+
+/// A bin of the reliability diagram.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ReliabilityBin {
+    /// Rows in the bin.
+    pub count: usize,
+    /// Their mean confidence.
+    pub confidence: f64,
+    /// The share that was right.
+    pub accuracy: f64,
+}
+
+/// A point of the risk–coverage curve: accuracy on the surest queries.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CoveragePoint {
+    /// Share of queries kept, the surest first.
+    pub coverage: f64,
+    /// Accuracy on them.
+    pub accuracy: f64,
+}
+
+/// Rows by right expert and by chosen expert.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Confusion {
+    /// The experts, in the order of rows and columns.
+    pub experts: Vec<String>,
+    /// `counts[right][chosen]`.
+    pub counts: Vec<Vec<usize>>,
+}
+
+/// The figures of one evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Rows.
+    pub n: usize,
+    /// Share with the right expert on top.
+    pub accuracy: f64,
+    /// Mean F1 over the experts in the data.
+    pub macro_f1: f64,
+    /// Expected calibration error of the confidence, [`ECE_BINS`] equal bins.
+    pub ece: f64,
+    /// Mean negative log-likelihood of the right expert, nats.
+    pub nll: f64,
+    /// Share not abstained.
+    pub coverage: f64,
+    /// Accuracy on the rows not abstained; 1 if there are none (nothing was wrong).
+    pub selective_accuracy: f64,
+    /// Accuracy where a row's `second` expert counts as right too.
+    pub accuracy_with_second: f64,
+    /// Median latency of a routing, microseconds.
+    pub latency_p50_us: u64,
+    /// 95th percentile of the latency, microseconds.
+    pub latency_p95_us: u64,
+    /// By expert, in token order.
+    pub experts: Vec<ExpertFigures>,
+    /// Who was taken for whom.
+    pub confusion: Confusion,
+    /// The reliability diagram.
+    pub reliability: Vec<ReliabilityBin>,
+    /// The risk–coverage curve.
+    pub risk_coverage: Vec<CoveragePoint>,
+}
+
+/// Collects routings with their labels, one at a time.
+#[derive(Debug)]
+pub struct Accumulator {
+    experts: Vec<String>,
+    counts: Vec<Vec<usize>>,
+    bins: Vec<(usize, f64, usize)>,
+    rows: Vec<(f32, bool)>,
+    latencies: Vec<u32>,
+    nll: f64,
+    kept: usize,
+    kept_right: usize,
+    right_with_second: usize,
+}
+
+impl Accumulator {
+    /// For a router that knows these experts.
+    pub fn new(experts: &[String]) -> Self {
+        Self {
+            experts: experts.to_vec(),
+            counts: vec![vec![0; experts.len()]; experts.len()],
+            bins: vec![(0, 0.0, 0); ECE_BINS],
+            rows: Vec::new(),
+            latencies: Vec::new(),
+            nll: 0.0,
+            kept: 0,
+            kept_right: 0,
+            right_with_second: 0,
+        }
+    }
+
+    /// Adds one row. Fails if its label, or the routing's choice, is not among the experts.
+    pub fn push(&mut self, row: &Row, routing: &Routing) -> Result<(), RouterError> {
+        let index = |name: &str| {
+            self.experts.iter().position(|expert| expert == name).ok_or_else(|| RouterError::Invalid {
+                field: "expert",
+                value: name.to_owned(),
+                fix: dataset::unknown_label(&row.id, name, &self.experts),
+            })
+        };
+        let (right, chosen) = (index(&row.expert)?, index(routing.expert())?);
+        let is_right = right == chosen;
+        if let Some(count) = self.counts.get_mut(right).and_then(|counts| counts.get_mut(chosen)) {
+            *count += 1;
+        }
+        if let Some(bin) = self.bins.get_mut(bin_of(routing.confidence)) {
+            *bin = (bin.0 + 1, bin.1 + f64::from(routing.confidence), bin.2 + usize::from(is_right));
+        }
+        let own = routing.probabilities.iter().find(|(name, _)| *name == row.expert).map_or(0.0, |(_, p)| *p);
+        self.nll -= f64::from(own.max(f32::MIN_POSITIVE)).ln();
+        self.rows.push((routing.confidence, is_right));
+        self.latencies.push(u32::try_from(routing.latency.as_micros()).unwrap_or(u32::MAX));
+        self.kept += usize::from(!routing.abstained);
+        self.kept_right += usize::from(!routing.abstained && is_right);
+        self.right_with_second += usize::from(is_right || row.second.as_deref() == Some(routing.expert()));
+        Ok(())
+    }
+
+    /// The figures of all rows; all zero if there are none.
+    pub fn finish(mut self) -> Evaluation {
+        let n = self.rows.len();
+        let experts: Vec<ExpertFigures> = (0..self.experts.len()).map(|i| self.figures(i)).collect();
+        let present: Vec<f64> = experts.iter().filter(|figures| figures.support > 0).map(|figures| figures.f1).collect();
+        let reliability: Vec<ReliabilityBin> = self
+            .bins
+            .iter()
+            .map(|&(count, confidence, right)| ReliabilityBin {
+                count,
+                confidence: if count > 0 { confidence / count as f64 } else { 0.0 },
+                accuracy: share(right, count),
+            })
+            .collect();
+        let ece = reliability.iter().map(|bin| share(bin.count, n) * (bin.accuracy - bin.confidence).abs()).sum();
+        self.latencies.sort_unstable();
+        Evaluation {
+            n,
+            accuracy: share(self.rows.iter().filter(|(_, is_right)| *is_right).count(), n),
+            macro_f1: if present.is_empty() { 0.0 } else { present.iter().sum::<f64>() / present.len() as f64 },
+            ece,
+            nll: if n > 0 { self.nll / n as f64 } else { 0.0 },
+            coverage: share(self.kept, n),
+            selective_accuracy: if self.kept > 0 { share(self.kept_right, self.kept) } else { 1.0 },
+            accuracy_with_second: share(self.right_with_second, n),
+            latency_p50_us: percentile(&self.latencies, 0.50),
+            latency_p95_us: percentile(&self.latencies, 0.95),
+            experts,
+            risk_coverage: risk_coverage(&mut self.rows),
+            confusion: Confusion { experts: self.experts, counts: self.counts },
+            reliability,
+        }
+    }
+
+    fn figures(&self, i: usize) -> ExpertFigures {
+        let support: usize = self.counts.get(i).map_or(0, |row| row.iter().sum());
+        let sent: usize = self.counts.iter().filter_map(|row| row.get(i)).sum();
+        let hits = self.counts.get(i).and_then(|row| row.get(i)).copied().unwrap_or(0);
+        ExpertFigures {
+            expert: self.experts.get(i).cloned().unwrap_or_default(),
+            precision: share(hits, sent),
+            recall: share(hits, support),
+            f1: share(2 * hits, support + sent),
+            support,
+        }
+    }
+}
+
+fn share(part: usize, whole: usize) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// Index of the calibration bin of a confidence in [0, 1].
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the bins")]
+fn bin_of(confidence: f32) -> usize {
+    ((confidence.clamp(0.0, 1.0) * ECE_BINS as f32) as usize).min(ECE_BINS - 1)
+}
+
+/// Nearest-rank percentile of sorted values; 0 if there are none.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank within the slice")]
+fn percentile(sorted: &[u32], quantile: f64) -> u64 {
+    let rank = (quantile * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).map_or(0, |value| u64::from(*value))
+}
+
+/// Accuracy on the surest 1/20, 2/20, … of the rows.
+fn risk_coverage(rows: &mut [(f32, bool)]) -> Vec<CoveragePoint> {
+    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let ends = (1..=CURVE_POINTS).map(|point| (rows.len() * point).div_ceil(CURVE_POINTS));
+    ends.map(|end| {
+        let right = rows.iter().take(end).filter(|(_, is_right)| *is_right).count();
+        CoveragePoint { coverage: share(end, rows.len()), accuracy: share(right, end) }
+    })
+    .collect()
+}
+
+/// Routes every row, one query a forward pass as a gateway would meet them, and measures.
+/// `progress` hears the number of rows done.
+pub fn evaluate(
+    router: &Router,
+    rows: impl IntoIterator<Item = Result<Row, RouterError>>,
+    mut progress: impl FnMut(usize),
+) -> Result<Evaluation, RouterError> {
+    let mut accumulator = Accumulator::new(router.experts());
+    for (done, row) in rows.into_iter().enumerate() {
+        let row = row?;
+        if !router.experts().contains(&row.expert) {
+            let fix = dataset::unknown_label(&row.id, &row.expert, router.experts());
+            return Err(RouterError::Invalid { field: "expert", value: row.expert, fix });
+        }
+        for routing in router.route(&[row.query.as_str()])? {
+            accumulator.push(&row, &routing)?;
+        }
+        progress(done + 1);
+    }
+    Ok(accumulator.finish())
+}
+
+/// Evaluates one file; an empty one is an error.
+pub fn evaluate_file(router: &Router, path: &Path, progress: impl FnMut(usize)) -> Result<Evaluation, RouterError> {
+    let evaluation = evaluate(router, dataset::Reader::<Row>::open(path)?, progress)?;
+    if evaluation.n == 0 {
+        return Err(RouterError::BadFile {
+            path: path.to_owned(),
+            what: "routing data",
+            detail: "it has no rows; write one JSON object {id, query, expert} a line".to_owned(),
+        });
+    }
+    Ok(evaluation)
+}
+
+impl fmt::Display for Evaluation {
+    /// The report as text: the figures, a table by expert and the confusion.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "n                   {}", self.n)?;
+        for (name, value) in [
+            ("accuracy", self.accuracy),
+            ("macro_f1", self.macro_f1),
+            ("ece", self.ece),
+            ("nll", self.nll),
+            ("coverage", self.coverage),
+            ("selective_accuracy", self.selective_accuracy),
+            ("with_second", self.accuracy_with_second),
+        ] {
+            writeln!(f, "{name:<19} {value:.4}")?;
+        }
+        if self.latency_p95_us > 0 {
+            let ms = |us: u64| us as f64 / 1000.0;
+            writeln!(f, "latency             p50 {:.1} ms, p95 {:.1} ms", ms(self.latency_p50_us), ms(self.latency_p95_us))?;
+        }
+        let width = self.experts.iter().map(|figures| figures.expert.len()).max().unwrap_or(0).max(6);
+        writeln!(f, "\n{:<width$}  precision  recall      f1  support", "expert")?;
+        for figures in self.experts.iter().filter(|figures| figures.support > 0 || figures.precision > 0.0) {
+            let ExpertFigures { expert, precision, recall, f1, support } = figures;
+            writeln!(f, "{expert:<width$}  {precision:>9.3}  {recall:>6.3}  {f1:>6.3}  {support:>7}")?;
+        }
+        writeln!(f, "\nright expert by row, chosen by column")?;
+        write!(f, "{:<width$}", "")?;
+        for (i, _) in self.confusion.experts.iter().enumerate() {
+            write!(f, " {:>5}", format!("[{}]", i + 1))?;
+        }
+        writeln!(f)?;
+        for (i, (expert, counts)) in self.confusion.experts.iter().zip(&self.confusion.counts).enumerate() {
+            write!(f, "{expert:<width$}")?;
+            for count in counts {
+                write!(f, " {count:>5}")?;
+            }
+            writeln!(f, "  [{}]", i + 1)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

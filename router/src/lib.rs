@@ -6,6 +6,7 @@
 
 pub mod calibrate;
 pub mod dataset;
+mod digest;
 pub mod error;
 pub mod evaluate;
 pub mod functional;

@@ -1,6 +1,23 @@
 //! From routing to decision: pure functions of (routing, snapshot, settings).
+//!
+//! The rule, in order; an expert is *usable* if it is ready and, where external experts are not
+//! allowed, on the premises:
+//!
+//! 1. An expert that the caller named answers if it is usable; the generalist stands behind it.
+//! 2. Where the router abstains (or there is no routing), the generalist answers; the likeliest usable
+//!    expert stands behind it.
+//! 3. Else the likeliest expert answers if it is usable. Behind it, and in its place if it is not, come
+//!    the usable experts at least [`RUNNER_UP_RATIO`] as likely as it, likeliest first, then the
+//!    generalist. An unlikely specialist never replaces a likely one: the generalist is the safer guess.
+//! 4. If all of these are unusable, the likeliest usable expert answers, else the first usable candidate.
+//!
+//! The reasons name every departure from the caller's or the router's first choice before the rule that
+//! chose. Breakers, budgets and time-outs are the gateway's; here a candidate is ready or not.
 
 use crate::Routing;
+
+/// How likely a runner-up must be, relative to the likeliest expert, to answer in its place.
+pub const RUNNER_UP_RATIO: f32 = 0.5;
 
 /// Why a decision is as it is: a closed set, used as a metric label and in the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -72,10 +89,71 @@ pub enum PolicyError {
 
 /// Decides. `requested` is the expert the caller named, if any.
 pub fn decide(
-    _routing: Option<&Routing>,
-    _requested: Option<&str>,
-    _candidates: &[Candidate],
-    _settings: &PolicySettings,
+    routing: Option<&Routing>,
+    requested: Option<&str>,
+    candidates: &[Candidate],
+    settings: &PolicySettings,
 ) -> Result<Choice, PolicyError> {
-    Err(PolicyError::NobodyAvailable)
+    let generalist = settings.generalist.as_str();
+    let probabilities = routing.map_or(&[][..], |routing| routing.probabilities.as_slice());
+    let likeliest_usable =
+        || probabilities.iter().map(|(name, _)| name.as_str()).find(|name| obstacle(name, candidates, settings).is_none());
+
+    let mut abstained = false;
+    let (first, rule, mut order) = if let Some(name) = requested {
+        if !candidates.iter().any(|candidate| candidate.id == name) {
+            return Err(PolicyError::UnknownExpert(name.to_owned()));
+        }
+        (name, Reason::Requested, vec![name, generalist])
+    } else {
+        match routing.filter(|routing| !abstains(routing, settings)).and_then(|routing| routing.probabilities.first()) {
+            None => {
+                abstained = true;
+                (generalist, Reason::Abstained, [generalist].into_iter().chain(likeliest_usable()).collect())
+            }
+            Some((top, likeliest)) => {
+                let runners_up = probabilities.iter().filter(|(_, p)| *p >= RUNNER_UP_RATIO * likeliest);
+                let names = runners_up.map(|(name, _)| name.as_str()).filter(|name| *name != generalist);
+                // A router may have a token for the generalist itself; then it is a first choice, not only a fallback.
+                let own = (top == generalist).then_some(generalist);
+                (top.as_str(), Reason::Routed, own.into_iter().chain(names).chain([generalist]).collect())
+            }
+        }
+    };
+
+    let blocked = obstacle(first, candidates, settings);
+    order.retain(|name| obstacle(name, candidates, settings).is_none());
+    if order.is_empty() {
+        let any = candidates.iter().map(|candidate| candidate.id.as_str());
+        let any = any.into_iter().find(|name| obstacle(name, candidates, settings).is_none());
+        order.extend(likeliest_usable().or(any));
+    }
+    let mut distinct: Vec<String> = Vec::with_capacity(order.len());
+    for name in order {
+        if !distinct.iter().any(|seen| seen == name) {
+            distinct.push(name.to_owned());
+        }
+    }
+    if distinct.is_empty() {
+        return Err(PolicyError::NobodyAvailable);
+    }
+    Ok(Choice { order: distinct, reasons: blocked.into_iter().chain([rule]).collect(), abstained })
 }
+
+/// Whether the router abstains under these settings.
+fn abstains(routing: &Routing, settings: &PolicySettings) -> bool {
+    settings.min_confidence.map_or(routing.abstained, |least| routing.confidence < least)
+}
+
+/// Why an expert may not answer; `None` if it may.
+fn obstacle(name: &str, candidates: &[Candidate], settings: &PolicySettings) -> Option<Reason> {
+    match candidates.iter().find(|candidate| candidate.id == name) {
+        None => Some(Reason::NotConfigured),
+        Some(candidate) if candidate.is_external && !settings.allow_external => Some(Reason::Residency),
+        Some(candidate) if !candidate.is_ready => Some(Reason::Unhealthy),
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

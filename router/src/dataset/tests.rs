@@ -1,0 +1,107 @@
+use super::*;
+use proptest::prelude::*;
+use std::io::Write;
+
+fn file(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    (directory, path)
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
+const TWO: &str = "{\"id\":\"a\",\"query\":\"dose?\",\"expert\":\"pharmacy\",\"voice\":\"nurse\",\"focus\":\"aspirin\"}\n\n{\"id\":7,\"query\":\"rash\",\"expert\":\"skin\",\"second\":\"general\"}";
+
+#[test]
+fn reads_plain_and_gzip_alike_and_keeps_optional_keys() {
+    let (_plain, plain) = file("rows.jsonl", TWO.as_bytes());
+    let (_packed, packed) = file("rows.jsonl.gz", &gzip(TWO));
+    let rows = &read_files(&[plain]).unwrap()[0].rows;
+    assert_eq!(rows, &read_files(&[packed]).unwrap()[0].rows);
+    assert_eq!(rows.len(), 2);
+    assert_eq!((rows[0].focus.as_deref(), rows[0].second.as_deref()), (Some("aspirin"), None));
+    assert_eq!((rows[1].id.as_str(), rows[1].second.as_deref()), ("7", Some("general")));
+}
+
+#[test]
+fn errors_name_the_file_and_the_line() {
+    for (text, line, says) in [
+        ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\"e\"}\n{\"id\":\"b\",\"query\":\"q\"}", 2, "expert"),
+        ("{\"id\":\"a\",\"query\":\"  \",\"expert\":\"e\"}", 1, "query is empty"),
+        ("\n\nnot json", 3, "expected"),
+        ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\" e\"}", 1, "spaces around"),
+        ("{\"id\":[],\"query\":\"q\",\"expert\":\"e\"}", 1, "string or an integer"),
+        ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\"e\"}\n{\"id\":\"a\",\"query\":\"r\",\"expert\":\"e\"}", 2, "used before"),
+    ] {
+        let (_directory, path) = file("rows.jsonl", text.as_bytes());
+        match read_files(std::slice::from_ref(&path)) {
+            Err(RouterError::BadRow { path: named, line: at, detail }) => {
+                assert_eq!((named, at), (path, line));
+                assert!(detail.contains(says), "{detail}");
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn invalid_utf8_and_endless_lines_are_refused() {
+    let (_a, path) = file("rows.jsonl", b"{\"id\":\"a\",\"query\":\"\xff\",\"expert\":\"e\"}");
+    assert!(read_files(&[path]).unwrap_err().to_string().contains("UTF-8"));
+    let (_b, path) = file("rows.jsonl", &vec![b'x'; MAX_LINE_BYTES + 2]);
+    assert!(read_files(&[path]).unwrap_err().to_string().contains("longer than"));
+}
+
+#[test]
+fn a_truncated_gzip_an_empty_and_a_missing_file_are_errors() {
+    let packed = gzip(&TWO.repeat(50).replace("\"}{", "\"}\n{"));
+    let (_a, path) = file("rows.jsonl.gz", &packed[..packed.len() - 9]);
+    let error = Reader::<Query>::open(&path).unwrap().find_map(Result::err).unwrap();
+    assert!(matches!(&error, RouterError::BadFile { detail, .. } if detail.contains("truncated")), "{error}");
+    let (_b, path) = file("rows.jsonl", b"\n");
+    assert!(read_files(&[path]).unwrap_err().to_string().contains("no rows"));
+    assert!(matches!(read_files(&["/nonexistent/rows".into()]), Err(RouterError::Io { .. })));
+}
+
+#[test]
+fn unlabelled_queries_need_no_expert() {
+    let (_directory, path) = file("q.jsonl", b"{\"id\":\"a\",\"query\":\"q\"}\r\n{\"id\":\"b\",\"query\":\"r\",\"expert\":\"e\"}");
+    let ids: Vec<String> = Reader::<Query>::open(&path).unwrap().map(|row| row.unwrap().id).collect();
+    assert_eq!(ids, ["a", "b"]);
+}
+
+#[test]
+fn a_label_without_token_is_named() {
+    let (_directory, path) = file("rows.jsonl", TWO.as_bytes());
+    let files = read_files(&[path]).unwrap();
+    let error = check_labels(&files[0], &["pharmacy".into(), "general".into()]).unwrap_err().to_string();
+    assert!(error.contains("\"skin\"") && error.contains("pharmacy, general"), "{error}");
+    check_labels(&files[0], &["pharmacy".into(), "skin".into()]).unwrap();
+}
+
+#[test]
+fn normalise_collapses_space_and_composes_but_keeps_case() {
+    assert_eq!(normalise("  Does\tMS \n\u{a0}hurt? "), "Does MS hurt?");
+    assert_eq!(normalise("cafe\u{301}"), "caf\u{e9}");
+    assert_eq!(normalise(" \n"), "");
+}
+
+proptest! {
+    #[test]
+    fn normalise_is_idempotent_and_blind_to_surrounding_space(text in "\\PC{0,40}", pad in "[ \t\n]{0,3}") {
+        let once = normalise(&text);
+        prop_assert_eq!(normalise(&once), once.clone());
+        prop_assert_eq!(normalise(&format!("{pad}{text}{pad}")), once);
+    }
+
+    #[test]
+    fn reading_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let (_directory, path) = file("any", &bytes);
+        let _ = Reader::<Row>::open(&path).map(Iterator::count);
+    }
+}
