@@ -76,7 +76,8 @@ impl Weights {
         let adapt = |projection, input: &Tensor, output: Tensor| {
             adapted.iter().try_fold(output, |y, rows| rows.add_update(index, projection, input, y))
         };
-        let input = rms_norm(x, &layer.attention_norm, self.config.rms_epsilon as f32)?;
+        let epsilon = self.config.rms_epsilon as f32;
+        let input = rms_norm(x, &layer.attention_norm, epsilon, layer.q.padded_inputs())?;
         let [q, k, v] = Linear::forward_shared([&layer.q, &layer.k, &layer.v], &input)?;
         let q = rotation.apply(&adapt(Projection::AttnQ, &input, q)?, self.config.heads)?;
         let k = rotation.apply(&adapt(Projection::AttnK, &input, k)?, self.config.kv_heads)?;
@@ -99,7 +100,7 @@ impl Weights {
         };
         let x = (x + adapt(Projection::AttnOutput, &mixed, layer.output.forward(&mixed)?)?)?;
 
-        let input = rms_norm(&x, &layer.ffn_norm, self.config.rms_epsilon as f32)?;
+        let input = rms_norm(&x, &layer.ffn_norm, epsilon, layer.gate.padded_inputs())?;
         let [gate, up] = Linear::forward_shared([&layer.gate, &layer.up], &input)?;
         let gate = adapt(Projection::FfnGate, &input, gate)?;
         let up = adapt(Projection::FfnUp, &input, up)?;
@@ -109,7 +110,7 @@ impl Weights {
 
     /// Logits (`rows × vocabulary`) of final residual rows.
     pub(super) fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        self.head.forward(&rms_norm(x, &self.final_norm, self.config.rms_epsilon as f32)?)
+        self.head.forward(&rms_norm(x, &self.final_norm, self.config.rms_epsilon as f32, self.head.padded_inputs())?)
     }
 
     fn check(&self, rows: &[Row<'_>], depth: usize) -> Result<()> {
