@@ -25,16 +25,20 @@ pub(super) struct Merged {
     pub(super) tree: Value,
     /// Values that came as text from the environment and may stand for numbers or flags.
     pub(super) textual: HashSet<KeyPath>,
+    /// `${NAME}`s that could not be filled, by path.
+    pub(super) problems: Vec<(KeyPath, String)>,
+    defaults: Value,
     file: Option<(String, Value)>,
     variables: Vec<(KeyPath, String)>,
 }
 
 impl Merged {
     pub(super) fn read(file: Option<&Path>, variables: &Variables) -> Result<Self, ConfigError> {
-        let tree = parse("the built-in defaults", DEFAULTS)?;
+        let defaults = parse("the built-in defaults", DEFAULTS)?;
         let mut merged = Self {
             tree,
             textual: HashSet::new(),
+            problems: Vec::new(),
             file: None,
             variables: Vec::new(),
         };
@@ -52,7 +56,9 @@ impl Merged {
             merged.file = Some((origin, layer));
         }
         merged.add_environment(variables)?;
-        merged.interpolate(variables)?;
+        let mut tree = std::mem::take(&mut merged.tree);
+        merged.interpolate(&mut tree, &mut Vec::new(), variables);
+        merged.tree = tree;
         Ok(merged)
     }
 
@@ -63,8 +69,10 @@ impl Merged {
         }
         let (origin, layer) = self.file.as_ref()?;
         let parent = path.len().saturating_sub(1);
-        let found = |keys: &[String]| keys.iter().try_fold(layer, |tree, key| tree.get(key)).is_some();
-        (found(path) || (parent > 0 && found(path.get(..parent)?))).then(|| origin.clone())
+        let has =
+            |tree: &Value, keys: &[String]| keys.iter().try_fold(tree, |tree, key| tree.get(key)).is_some();
+        let is_near = !has(&self.defaults, path) && parent > 0 && has(layer, path.get(..parent)?);
+        (has(layer, path) || is_near).then(|| origin.clone())
     }
 
     fn add_environment(&mut self, variables: &Variables) -> Result<(), ConfigError> {
@@ -104,55 +112,30 @@ impl Merged {
         Ok(())
     }
 
-    fn interpolate(&mut self, variables: &Variables) -> Result<(), ConfigError> {
-        let mut tree = std::mem::take(&mut self.tree);
-        let mut problems = Vec::new();
-        let mut path = Vec::new();
-        self.interpolate_node(&mut tree, &mut path, variables, &mut problems);
-        self.tree = tree;
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(ConfigError::Invalid(Problems(problems)))
-        }
-    }
-
-    fn interpolate_node(
-        &mut self,
-        node: &mut Value,
-        path: &mut KeyPath,
-        variables: &Variables,
-        problems: &mut Vec<Problem>,
-    ) {
+    fn interpolate(&mut self, node: &mut Value, path: &mut KeyPath, variables: &Variables) {
         match node {
             Value::Object(keys) => {
                 for (key, child) in keys {
                     path.push(key.clone());
-                    self.interpolate_node(child, path, variables, problems);
+                    self.interpolate(child, path, variables);
                     path.pop();
                 }
             }
             Value::Array(items) => {
                 for (index, child) in items.iter_mut().enumerate() {
                     path.push(index.to_string());
-                    self.interpolate_node(child, path, variables, problems);
+                    self.interpolate(child, path, variables);
                     path.pop();
                 }
             }
+            // What came from the environment is taken as it is: a password may hold `${`.
             Value::String(text) if text.contains("${") && !self.textual.contains(path) => {
                 match substitute(text, variables) {
                     Ok(replaced) => {
                         *text = replaced;
                         self.textual.insert(path.clone());
                     }
-                    Err(message) => {
-                        let origin = self.origin(path);
-                        problems.push(Problem {
-                            path: path.join("."),
-                            message,
-                            origin,
-                        });
-                    }
+                    Err(message) => self.problems.push((path.clone(), message)),
                 }
             }
             _ => {}

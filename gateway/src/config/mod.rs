@@ -50,8 +50,10 @@ pub fn load(file: Option<&Path>, variables: &Variables) -> Result<Loaded, Config
         };
         ConfigError::Invalid(Problems(found.into_iter().map(problem).collect()))
     };
-    if !checker.problems.is_empty() {
-        return Err(raise(checker.problems));
+    let mut problems = merged.problems.clone();
+    problems.append(&mut checker.problems);
+    if !problems.is_empty() {
+        return Err(raise(problems));
     }
     let raw: raw::RawSettings = serde_path_to_error::deserialize(tree)
         .map_err(|e| layers::invalid(&e.path().to_string(), &e.inner().to_string(), None))?;
