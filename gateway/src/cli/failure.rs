@@ -1,13 +1,16 @@
 //! A command's failure: what is shown and which exit code follows.
 
 use crate::config::ConfigError;
+use anstyle::{AnsiColor, Style};
 use std::error::Error;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 /// Exit code of an unusable configuration: EX_CONFIG of sysexits.h.
 const EX_CONFIG: u8 = 78;
 
 /// Anything that ends a command. Any error becomes one by `?`.
+#[derive(Debug)]
 pub(crate) struct Failure {
     error: Box<dyn Error + Send + Sync>,
     /// What to do next.
@@ -30,21 +33,27 @@ impl Failure {
     }
 
     /// Prints it to stderr and gives the exit code.
-    #[expect(clippy::print_stderr, reason = "the command line's error report")]
     pub(crate) fn report(self) -> ExitCode {
-        let style = anstyle::Style::new()
-            .bold()
-            .fg_color(Some(anstyle::AnsiColor::Red.into()));
-        anstream::eprintln!("{style}error:{style:#} {}", chain(self.error.as_ref()));
+        // Whoever read our output has seen enough.
+        if self
+            .error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+        {
+            return ExitCode::SUCCESS;
+        }
+        let style = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
         let is_config = self.error.downcast_ref::<ConfigError>().is_some();
         let hint = self.hint.or_else(|| {
             is_config.then(|| {
-                "`referral config show` prints what is in force, `referral config schema` what is allowed"
-                    .to_owned()
+                "`referral config schema` says what is allowed, `referral config show` what the defaults are".to_owned()
             })
         });
+        let mut stderr = anstream::stderr();
+        // Nobody is left to tell if stderr is closed.
+        let _ = writeln!(stderr, "{style}error:{style:#} {}", chain(self.error.as_ref()));
         if let Some(hint) = hint {
-            anstream::eprintln!("  {hint}");
+            let _ = writeln!(stderr, "{hint}");
         }
         ExitCode::from(if is_config { EX_CONFIG } else { 1 })
     }

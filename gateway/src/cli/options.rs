@@ -1,18 +1,36 @@
-//! Options that several commands share.
+//! Options that several commands share, and the models and routers that they name.
 
-use crate::config::{self, ConfigError, Loaded};
+use super::failure::Failure;
+use crate::config::{self, ConfigError, Loaded, ModelSettings, Settings};
 use clap::Args;
-use std::path::PathBuf;
+use referral_lm::LanguageModel;
+use referral_lm::fetch::{ModelSpec, Source, fetch};
+use referral_router::Router;
+use std::path::{Path, PathBuf};
 
 /// Where the configuration is.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigOptions {
-    /// Configuration file; says only what differs from the defaults
+    /// Configuration file; it says only what differs from the defaults
     #[arg(long, value_name = "FILE", env = "REFERRAL_CONFIG", global = true)]
     config: Option<PathBuf>,
 }
 
 impl ConfigOptions {
+    /// The same with another file, if one is given.
+    pub(crate) fn with_file(&self, file: Option<PathBuf>) -> Self {
+        Self {
+            config: file.or_else(|| self.config.clone()),
+        }
+    }
+
+    /// What to call it.
+    pub(crate) fn name(&self) -> String {
+        self.config
+            .as_ref()
+            .map_or_else(|| "defaults".to_owned(), |file| file.display().to_string())
+    }
+
     /// Reads and validates the configuration.
     pub(crate) fn load(&self) -> Result<Loaded, ConfigError> {
         // Variables that are no Unicode cannot be ours.
@@ -20,5 +38,72 @@ impl ConfigOptions {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         config::load(self.config.as_deref(), &variables)
+    }
+}
+
+/// Which language model a command uses.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelOptions {
+    /// Model to use: a name from the configuration, or a file; the default is the router's model
+    #[arg(long, value_name = "NAME|FILE")]
+    model: Option<String>,
+}
+
+impl ModelOptions {
+    /// The settings of the model that is named.
+    pub(crate) fn settings(&self, settings: &Settings) -> Result<ModelSettings, Failure> {
+        let name = self.model.as_ref().unwrap_or(&settings.router.model);
+        let template = settings.models.get(&settings.router.model);
+        match (settings.models.get(name), template) {
+            (Some(model), _) => Ok(model.clone()),
+            (None, Some(template)) if Path::new(name).exists() => {
+                let file = name.strip_prefix("file:").unwrap_or(name);
+                let spec = ModelSpec {
+                    name: "file".to_owned(),
+                    source: Source(format!("file:{file}")),
+                    sha256: None,
+                };
+                Ok(ModelSettings {
+                    spec,
+                    ..template.clone()
+                })
+            }
+            _ => {
+                let known: Vec<&str> = settings.models.keys().map(String::as_str).collect();
+                Err(
+                    Failure::new(format!("there is neither a model nor a file called {name:?}"))
+                        .with_hint(format!("the configuration has: {}", known.join(", "))),
+                )
+            }
+        }
+    }
+
+    /// Fetches and loads the model.
+    pub(crate) fn load(&self, settings: &Settings) -> Result<LanguageModel, Failure> {
+        let model = self.settings(settings)?;
+        Ok(LanguageModel::load(&fetch(&model.spec)?, &model.load)?)
+    }
+}
+
+/// Which router a command uses.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RouterOptions {
+    /// Directory written by `referral train router`; the default is the configuration's, else the shipped one
+    #[arg(long, value_name = "DIR")]
+    router: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelOptions,
+}
+
+impl RouterOptions {
+    /// Loads the router and its model.
+    pub(crate) fn load(&self, settings: &Settings) -> Result<Router, Failure> {
+        let model = self.model.load(settings)?;
+        Ok(
+            match self.router.as_ref().or(settings.router.directory.as_ref()) {
+                Some(directory) => Router::load(directory, model)?,
+                None => Router::shipped(model)?,
+            },
+        )
     }
 }

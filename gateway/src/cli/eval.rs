@@ -1,0 +1,57 @@
+//! `referral eval`: measures a router on labelled queries.
+
+use super::failure::Failure;
+use super::options::{ConfigOptions, RouterOptions};
+use super::output::{print_json, stdout};
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use referral_router::evaluate::evaluate_file;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+/// Arguments of `referral eval`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Route labelled queries and report accuracy, macro-F1, calibration, coverage and latency
+    Routing {
+        /// Rows {id, query, expert}: JSON lines, .gz is read too
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
+        #[command(flatten)]
+        router: RouterOptions,
+        /// How to print the report
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
+    let Command::Routing { data, router, format } = &arguments.command;
+    let router = router.load(&config.load()?.settings)?;
+    let bar = counter("queries routed")?;
+    let evaluation = evaluate_file(&router, data, |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    match format {
+        Format::Text => Ok(write!(stdout(), "{evaluation}")?),
+        Format::Json => print_json(&evaluation),
+    }
+}
+
+/// A counter on stderr, drawn only on a terminal.
+pub(super) fn counter(of_what: &'static str) -> Result<ProgressBar, Failure> {
+    let style = ProgressStyle::with_template("{spinner} {pos} {msg} ({per_sec}, {elapsed})")?;
+    Ok(ProgressBar::new_spinner().with_style(style).with_message(of_what))
+}
