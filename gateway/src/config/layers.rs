@@ -36,7 +36,8 @@ impl Merged {
     pub(super) fn read(file: Option<&Path>, variables: &Variables) -> Result<Self, ConfigError> {
         let defaults = parse("the built-in defaults", DEFAULTS)?;
         let mut merged = Self {
-            tree,
+            tree: defaults.clone(),
+            defaults,
             textual: HashSet::new(),
             problems: Vec::new(),
             file: None,

@@ -157,7 +157,8 @@ impl Problems {
                 format!("{text:?} is no duration: write e.g. 500ms, 30s or 2m"),
             ),
         }
-        low
+        // The widest value, so that no other setting seems wrong because of this one.
+        high
     }
 
     fn address(&mut self, path: &[&str], text: &str) -> SocketAddr {
