@@ -13,6 +13,7 @@ mod failure;
 mod models;
 mod options;
 mod output;
+mod route;
 mod serve;
 mod telemetry;
 
@@ -48,6 +49,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Ask a running gateway and print the answer as it comes
     Ask(ask::Arguments),
+    /// Decide who should answer each query of a file, without a server
+    Route(route::Arguments),
     /// Measure a router on labelled queries
     Eval(eval::Arguments),
     /// Fetch and list model weights
@@ -67,6 +70,7 @@ pub fn run() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments, &config),
         Command::Demo(arguments) => demo::run(arguments, &config),
         Command::Ask(arguments) => ask::run(arguments, &config),
+        Command::Route(arguments) => route::run(arguments, &config),
         Command::Eval(arguments) => eval::run(arguments, &config),
         Command::Models(arguments) => models::run(arguments, &config),
         Command::Experts(arguments) => experts::run(arguments, &config),

@@ -5,15 +5,9 @@
 
 use super::error::LogError;
 use crate::config::LogSettings;
+use referral_router::dataset::normalise;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use unicode_normalization::UnicodeNormalization as _;
-
-/// The form in which queries are compared: NFKC, lower case, white space runs as one space.
-pub fn normalise(query: &str) -> String {
-    let folded = query.nfkc().collect::<String>().to_lowercase();
-    folded.split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 /// Key of the hash.
 pub(super) struct QueryHasher([u8; 32]);

@@ -15,7 +15,6 @@ mod store;
 mod writer;
 
 pub use error::LogError;
-pub use hash::normalise;
 pub use record::{DecisionRecord, Endpoint, FallbackRecord, Feedback, Outcome};
 pub use store::{DecisionStore, StoredDecision, StoredFeedback};
 pub use writer::DecisionLog;

@@ -1,0 +1,111 @@
+//! `referral route`: decides who should answer each query of a file, without a server.
+
+use super::eval::counter;
+use super::failure::Failure;
+use super::options::{ConfigOptions, RouterOptions};
+use super::output::stdout;
+use clap::Args;
+use referral_router::dataset::{Query, Reader};
+use referral_router::{Router, Routing};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Each line of the output: id, expert (the likeliest; the generalist answers where abstained is true),
+confidence, abstained, probabilities by expert, latency_us.
+
+Example:
+  echo '{\"id\": 1, \"query\": \"Is metformin safe with an eGFR of 28?\"}' > queries.jsonl
+  referral route --input queries.jsonl";
+
+/// Arguments of `referral route`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Rows {id, query}: JSON lines, .gz is read too
+    #[arg(short, long, value_name = "FILE")]
+    input: PathBuf,
+    /// File to write instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    router: RouterOptions,
+}
+
+/// A line of the output.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: &'a str,
+    expert: &'a str,
+    confidence: f32,
+    abstained: bool,
+    probabilities: Map<String, Value>,
+    latency_us: u64,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
+    // The files are opened before the model is loaded: a typo is told at once.
+    let queries = Reader::<Query>::open(&arguments.input)?;
+    let settings = config.load()?.settings;
+    let Some(path) = &arguments.output else {
+        let router = arguments.router.load(&settings)?;
+        return route(&router, queries, &mut BufWriter::new(stdout()));
+    };
+    let named = |error| Failure::new(format!("cannot write {}: {error}", path.display()));
+    let mut file = BufWriter::new(std::fs::File::create(path).map_err(named)?);
+    let router = arguments.router.load(&settings)?;
+    route(&router, queries, &mut file)
+}
+
+/// One query a forward pass, as a gateway would meet them, so that latencies mean something.
+fn route(router: &Router, queries: Reader<Query>, out: &mut dyn Write) -> Result<(), Failure> {
+    let bar = counter("queries routed")?;
+    for query in queries {
+        let query = query?;
+        for routing in router.route(&[query.query.as_str()])? {
+            serde_json::to_writer(&mut *out, &line(&query.id, &routing)).map_err(std::io::Error::from)?;
+            writeln!(out)?;
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(out.flush()?)
+}
+
+fn line<'a>(id: &'a str, routing: &'a Routing) -> Line<'a> {
+    let probabilities = routing.probabilities.iter();
+    Line {
+        id,
+        expert: routing.expert(),
+        confidence: routing.confidence,
+        abstained: routing.abstained,
+        probabilities: probabilities
+            .map(|(name, p)| (name.clone(), Value::from(*p)))
+            .collect(),
+        latency_us: u64::try_from(routing.latency.as_micros()).unwrap_or(u64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_line_holds_what_is_promised() {
+        let routing = Routing {
+            probabilities: vec![("b".to_owned(), 0.75), ("a".to_owned(), 0.25)],
+            confidence: 0.75,
+            abstained: false,
+            latency: Duration::from_micros(1_500),
+        };
+        let expected = concat!(
+            r#"{"id":"7","expert":"b","confidence":0.75,"abstained":false,"#,
+            r#""probabilities":{"b":0.75,"a":0.25},"latency_us":1500}"#
+        );
+        assert_eq!(serde_json::to_string(&line("7", &routing)).unwrap(), expected);
+    }
+}
