@@ -1,5 +1,7 @@
 //! The built `referral` command as a user meets it: help, configuration, decision log, exit codes.
 
+#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -337,6 +339,41 @@ mod decisions {
         assert_eq!(csv.lines().count(), 3);
         assert!(csv.starts_with("id,received,trace_id,"), "{csv}");
         assert!(csv.contains("\"a, \"\"quoted\"\" query\""), "{csv}");
+    }
+
+    #[tokio::test]
+    async fn are_followed_as_they_are_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("followed.sqlite");
+        let settings = LogSettings {
+            path: path.clone(),
+            store_text: false,
+            hash_key: None,
+            queue_capacity: 4,
+            retention: None,
+        };
+        let log = DecisionLog::open(&settings).unwrap();
+        log.record(record("oncology", Duration::ZERO)).await.unwrap();
+        log.flush().await.unwrap();
+        let mut tail = Command::new(env!("CARGO_BIN_EXE_referral"))
+            .args(["decisions", "tail", "--follow", "--json", "--log"])
+            .arg(&path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(tail.stdout.take().unwrap()));
+        let mut expert = || -> serde_json::Value {
+            let line = lines.next().unwrap().unwrap();
+            serde_json::from_str::<serde_json::Value>(&line).unwrap()["expert"].clone()
+        };
+        assert_eq!(expert(), "oncology");
+        log.record(record("genetics", Duration::ZERO)).await.unwrap();
+        log.flush().await.unwrap();
+        assert_eq!(expert(), "genetics");
+        // Nobody reads on: the next row ends the command, quietly.
+        drop(lines);
+        log.record(record("neurology", Duration::ZERO)).await.unwrap();
+        assert_eq!(tail.wait().unwrap().code(), OK);
     }
 
     #[test]

@@ -116,12 +116,14 @@ fn tail(store: &DecisionStore, lines: usize, follow: bool, json: bool) -> Result
     let rows = store.last(lines.max(1))?;
     let mut last = rows.last().map_or(0, |row| row.row);
     print(if lines == 0 { &[] } else { &rows })?;
-    while follow {
-        // Nobody unparks this thread: it is a wait before the next look.
-        std::thread::park_timeout(POLL);
-        let rows = store.after(last)?;
-        last = rows.last().map_or(last, |row| row.row);
-        print(&rows)?;
+    if follow {
+        loop {
+            // Nobody unparks this thread: it is a wait before the next look.
+            std::thread::park_timeout(POLL);
+            let rows = store.after(last)?;
+            last = rows.last().map_or(last, |row| row.row);
+            print(&rows)?;
+        }
     }
     Ok(())
 }

@@ -49,10 +49,11 @@ impl<'a> Checker<'a> {
         let Some(kind) = types.iter().find(|kind| **kind != "null").copied() else {
             return;
         };
-        if is_textual && kind != "string" {
-            if let Some(parsed) = value.as_str().and_then(|text| serde_yaml_ng::from_str(text).ok()) {
-                *value = parsed;
-            }
+        if is_textual
+            && kind != "string"
+            && let Some(parsed) = value.as_str().and_then(|text| serde_yaml_ng::from_str(text).ok())
+        {
+            *value = parsed;
         }
         match (kind, &mut *value) {
             ("object", Value::Object(_)) => self.check_object(schema, value),

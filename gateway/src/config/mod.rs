@@ -1,8 +1,8 @@
 //! Configuration: layers of YAML and environment to one validated, immutable [`Settings`].
 //!
-//! [`load`] merges the embedded defaults, a file and `REFERRAL__…` variables ([`layers`]), checks the
-//! tree against the schema so that all mistakes are reported at once ([`check`]), and turns it into
-//! typed settings ([`validate`]). It runs before any port is bound and opens nothing but the file.
+//! [`load`] merges the embedded defaults, a file and `REFERRAL__…` variables (`layers`), checks the
+//! tree against the schema so that all mistakes are reported at once (`check`), and turns it into
+//! typed settings (`validate`). It runs before any port is bound and opens nothing but the file.
 
 mod check;
 mod error;

@@ -255,13 +255,17 @@ async fn followers_and_exports_see_rows_in_order() {
     let mut exported = Vec::new();
     let since = SystemTime::now() - Duration::from_secs(60);
     store
-        .each_since(since, |row| Ok::<_, LogError>(exported.push(row.id)))
+        .each_since(since, |row| {
+            exported.push(row.id);
+            Ok::<_, LogError>(())
+        })
         .unwrap();
     assert_eq!(exported, [fresh.id.to_string()]);
     exported.clear();
     store
         .each_since(SystemTime::UNIX_EPOCH, |row| {
-            Ok::<_, LogError>(exported.push(row.id))
+            exported.push(row.id);
+            Ok::<_, LogError>(())
         })
         .unwrap();
     assert_eq!(exported, [old.id.to_string(), fresh.id.to_string()]);
