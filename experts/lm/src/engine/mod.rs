@@ -1,10 +1,38 @@
-//! The scheduler: requests join and leave a running batch; compute stays on its own threads.
+//! The scheduler: requests join and leave a running batch; compute stays on its own thread.
+//!
+//! Callers put requests into a bounded queue and read events from a channel of their own; the one
+//! compute thread owns everything else, so there are no locks around model state and nothing async
+//! ever waits for arithmetic.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | `request` | the queue, the caller's end |
+//! | `scheduler` | the steps, and who takes part in them |
+//! | `prefix` | the cache of shared prompt heads |
+//! | `stream` | tokens to text, stop texts |
+//! | `metrics` | what is measured |
+
+mod backend;
+mod metrics;
+mod prefix;
+mod request;
+mod scheduler;
+mod stream;
+
+#[cfg(test)]
+mod tests;
 
 use crate::adapter::Adapter;
 use crate::sample::SamplingParams;
 use crate::{LanguageModel, LmError, Result};
+use metrics::{Metrics, Outcome};
+use request::{Job, Queue};
+use scheduler::{Backend, Scheduler};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+pub use request::Generation;
 
 /// Limits of an engine.
 #[derive(Debug, Clone)]
@@ -91,45 +119,166 @@ pub enum Event {
     Failed(LmError),
 }
 
-/// A running generation; dropping it cancels the work.
-pub struct Generation {
-    events: tokio::sync::mpsc::Receiver<Event>,
-}
-
-impl Generation {
-    /// The next event; `None` after the last.
-    pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
-    }
-}
-
-/// A model behind a bounded queue, running on its own thread. Clones share it; the thread ends when the last is dropped.
+/// A model behind a bounded queue, running on its own thread. Clones share it; the thread ends when
+/// the last is dropped, which waits for the step under way. Generations not complete then fail with
+/// [`LmError::Stopped`].
 #[derive(Clone)]
 pub struct Engine {
     model: LanguageModel,
+    worker: Arc<Worker>,
 }
 
 impl Engine {
     /// Starts the thread. Metrics are registered on `registry`, labelled with `name`.
+    ///
+    /// # Errors
+    /// [`LmError::Invalid`] for an option out of range or a name that the registry has already.
     pub fn start(
-        _name: &str,
+        name: &str,
         model: LanguageModel,
-        _options: EngineOptions,
-        _registry: &prometheus::Registry,
+        options: EngineOptions,
+        registry: &prometheus::Registry,
     ) -> Result<Self> {
-        Ok(Self { model })
+        let info = model.info();
+        let limits = Limits {
+            tokens: options.max_sequence_tokens.min(info.context_length),
+            vocabulary: info.vocabulary,
+        };
+        let worker = Worker::start(name, backend::LocalBackend::new(model.clone()), limits, options, registry)?;
+        Ok(Self { model, worker: Arc::new(worker) })
     }
+
     /// The model it runs.
     pub fn model(&self) -> &LanguageModel {
         &self.model
     }
+
     /// Queues a generation. Fails at once with [`LmError::QueueFull`], [`LmError::TooLong`], [`LmError::Stopped`] or
     /// [`LmError::Invalid`].
-    pub fn generate(&self, _request: GenerateRequest) -> Result<Generation> {
-        Err(LmError::Stopped)
+    pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
+        self.worker.generate(request)
     }
+
     /// Requests waiting and running now.
     pub fn load(&self) -> (usize, usize) {
-        (0, 0)
+        self.worker.queue.load()
+    }
+}
+
+/// What a request must keep to.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Prompt and answer together.
+    tokens: usize,
+    vocabulary: usize,
+}
+
+impl Limits {
+    fn check(&self, request: &GenerateRequest) -> Result<()> {
+        let invalid = |field, value: String, fix: &str| Err(LmError::Invalid { field, value, fix: fix.to_owned() });
+        let prompt = request.prompt.len();
+        request.sampling.validate()?;
+        if prompt == 0 {
+            return invalid("prompt", "no tokens".to_owned(), "give at least one token");
+        }
+        if let Some(token) = request.prompt.iter().find(|token| **token as usize >= self.vocabulary) {
+            let fix = format!("use token ids below {}", self.vocabulary);
+            return invalid("prompt", format!("token {token}"), &fix);
+        }
+        if request.max_new_tokens == 0 {
+            return invalid("max_new_tokens", "0".to_owned(), "ask for at least one token");
+        }
+        if request.shared_prefix > prompt {
+            let fix = format!("use at most the {prompt} tokens of the prompt");
+            return invalid("shared_prefix", request.shared_prefix.to_string(), &fix);
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return invalid("stop", "\"\"".to_owned(), "leave empty stop texts out");
+        }
+        if let Some((_, scale)) = request.adapter.as_ref().filter(|(_, scale)| !scale.is_finite()) {
+            return invalid("adapter scale", scale.to_string(), "use a finite number: 0 is the base model, 1 the adapter");
+        }
+        if prompt.saturating_add(request.max_new_tokens) > self.tokens {
+            return Err(LmError::TooLong { prompt, new: request.max_new_tokens, limit: self.tokens });
+        }
+        Ok(())
+    }
+}
+
+impl EngineOptions {
+    fn validate(&self) -> Result<()> {
+        let least = [
+            ("max_batch", self.max_batch, 1),
+            ("queue_capacity", self.queue_capacity, 1),
+            ("max_sequence_tokens", self.max_sequence_tokens, 2),
+            ("prefill_chunk", self.prefill_chunk, 1),
+        ];
+        match least.into_iter().find(|(_, value, least)| value < least) {
+            Some((field, value, least)) => {
+                Err(LmError::Invalid { field, value: value.to_string(), fix: format!("use {least} or more") })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The thread and the way to it.
+struct Worker {
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+    limits: Limits,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn start<B: Backend + Send + 'static>(
+        name: &str,
+        backend: B,
+        limits: Limits,
+        options: EngineOptions,
+        registry: &prometheus::Registry,
+    ) -> Result<Self> {
+        options.validate()?;
+        let metrics = Arc::new(Metrics::register(name, registry)?);
+        let queue = Queue::new(options.queue_capacity);
+        let closing = CloseAtEnd { queue: Arc::clone(&queue), metrics: Arc::clone(&metrics) };
+        let scheduler = Scheduler::new(backend, options, Arc::clone(&metrics));
+        let thread = std::thread::Builder::new()
+            .name(format!("engine-{name}"))
+            .spawn(move || scheduler.run(&closing.queue))
+            .map_err(|source| LmError::Io { path: format!("thread engine-{name}").into(), source })?;
+        Ok(Self { queue, metrics, limits, thread: Some(thread) })
+    }
+
+    fn generate(&self, request: GenerateRequest) -> Result<Generation> {
+        let queued = self.limits.check(&request).and_then(|()| {
+            let (job, generation) = Job::new(request, Instant::now());
+            self.queue.push(job, &self.metrics).map(|()| generation)
+        });
+        if queued.is_err() {
+            self.metrics.ended(Outcome::Refused);
+        }
+        queued
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.queue.close(&self.metrics);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("an engine's thread had panicked");
+        }
+    }
+}
+
+/// Closes the queue when the thread ends in whatever way, so that no caller waits for a dead thread.
+struct CloseAtEnd {
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for CloseAtEnd {
+    fn drop(&mut self) {
+        self.queue.close(&self.metrics);
     }
 }

@@ -12,7 +12,7 @@ mod stream;
 mod template;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{LmError, Result};
 use std::sync::Arc;

@@ -40,9 +40,9 @@ impl StreamDecoder {
         Ok(piece)
     }
 
-    /// The rest: broken characters as U+FFFD.
-    pub fn finish(self) -> Result<String> {
-        let text = self.tokenizer.decode(&self.window)?;
-        Ok(text.get(self.emitted..).unwrap_or_default().to_owned())
+    /// The rest: an incomplete character as U+FFFD. The decoder is then at the start of a new text.
+    pub fn finish(&mut self) -> Result<String> {
+        let text = self.tokenizer.decode(&std::mem::take(&mut self.window))?;
+        Ok(text.get(std::mem::take(&mut self.emitted)..).unwrap_or_default().to_owned())
     }
 }

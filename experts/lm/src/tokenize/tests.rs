@@ -42,7 +42,7 @@ fn tiny_directory() -> tempfile::TempDir {
     directory
 }
 
-static TINY: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(tiny_directory().path()).unwrap());
+pub(crate) static TINY: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(tiny_directory().path()).unwrap());
 
 /// The real model's tokenizer, if this machine has the file.
 fn real() -> Option<Tokenizer> {
