@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 /// What the scheduler needs of a model; tests script it.
 pub(super) trait Backend {
     /// Keys and values of one sequence.
-    type Cache;
+    type Cache: Send;
     /// Keys and values of a prompt head.
-    type Prefix;
+    type Prefix: Send;
     fn tokenizer(&self) -> &Tokenizer;
     fn new_cache(&self, prefix: Option<&Self::Prefix>, capacity: usize) -> Result<Self::Cache>;
     /// The first `tokens` of a cache as a prefix.
@@ -83,10 +83,6 @@ impl<B: Backend> Scheduler<B> {
         for mut sequence in self.running.drain(..) {
             sequence.fail(LmError::Stopped, &self.metrics);
         }
-    }
-
-    pub(super) fn running(&self) -> usize {
-        self.running.len()
     }
 
     /// Sequences in the batch.
