@@ -1,5 +1,6 @@
 //! The scheduler against a scripted model: every step is seen, no clock is waited for.
 
+mod real;
 mod scripted;
 mod worker;
 
