@@ -60,21 +60,6 @@ fn an_answer_is_the_same_alone_and_in_company() {
 }
 
 #[test]
-fn a_cached_prefix_changes_no_answer() {
-    let engine = engine();
-    let shared_prefix = 12;
-    let heads: Vec<Vec<u32>> = QUERIES.iter().map(|query| request(query, 1).prompt[..shared_prefix].to_vec()).collect();
-    assert!(heads.windows(2).all(|pair| pair[0] == pair[1]), "the system prompt is shared");
-    for query in &QUERIES[..3] {
-        let plain = ask(&engine, request(query, 16));
-        let shared = ask(&engine, GenerateRequest { shared_prefix, ..request(query, 16) });
-        assert_eq!(shared.text, plain.text);
-    }
-    let cached = ask(&engine, GenerateRequest { shared_prefix, ..request("And now?", 2) });
-    assert_eq!(cached.finished().1.cached_tokens, shared_prefix);
-}
-
-#[test]
 fn cancellation_frees_the_engine() {
     let engine = engine();
     let mut first = engine.generate(request("Tell a very long story.", 1500)).unwrap();
