@@ -32,8 +32,14 @@ impl TryFrom<&str> for ExpertId {
     fn try_from(text: &str) -> Result<Self, Self::Error> {
         let ok = (1..=64).contains(&text.len())
             && text.starts_with(|c: char| c.is_ascii_lowercase())
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
-        if ok { Ok(Self(text.to_owned())) } else { Err(InvalidExpertId(text.to_owned())) }
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidExpertId(text.to_owned()))
+        }
     }
 }
 

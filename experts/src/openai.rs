@@ -1,1 +1,0 @@
-//! OpenAI-compatible HTTP servers as experts.
