@@ -3,6 +3,9 @@
 //! Many experts can share one engine: they differ in system prompt, adapter and defaults. The
 //! prompt's head is computed once by the engine and found again in its prefix cache.
 
+#[cfg(test)]
+mod tests;
+
 use crate::expert::{
     AnswerStream, Card, Chunk, Expert, ExpertError, ExpertErrorKind, ExpertId, ExpertKind, Finish, Health,
     Query, TokenUsage,

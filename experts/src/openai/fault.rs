@@ -125,13 +125,18 @@ fn chain(error: &reqwest::Error) -> (String, bool) {
         if !text.ends_with(&said) {
             text += &format!(": {said}");
         }
-        let inner = link
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        is_tls |= link.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>());
+        is_tls |= is_tls_error(link);
         cause = link.source();
     }
     (text, is_tls)
+}
+
+/// Whether this is rustls' error, or I/O errors wrapped around it (whose `source` skips it).
+fn is_tls_error(error: &(dyn Error + 'static)) -> bool {
+    let inner = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>() || inner.is_some_and(|inner| is_tls_error(inner))
 }
 
 /// What an error body says: the JSON's message, or the text itself.

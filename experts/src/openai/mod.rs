@@ -92,6 +92,11 @@ impl OpenAiExpert {
     }
 
     async fn ask(&self, query: &Query, secrets: Secrets, deadline: Instant) -> Result<AnswerStream, Fault> {
+        if Instant::now() >= deadline {
+            return Err(Fault::timeout(
+                "the deadline had passed before the request was sent",
+            ));
+        }
         let deadline = tokio::time::Instant::from_std(deadline);
         let sent = self
             .client
