@@ -301,3 +301,6 @@ fn mismatch(field: &'static str, value: impl ToString, expected: impl fmt::Displ
 fn bad(path: &Path, detail: String) -> LmError {
     LmError::BadFile { path: path.to_owned(), what: WHAT, detail }
 }
+
+#[cfg(test)]
+mod tests;
