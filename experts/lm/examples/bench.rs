@@ -1,6 +1,10 @@
 //! Times the forward pass: `cargo run --release -p referral-lm --example bench -- MODEL [q8_0|q4_k|f32|as_is]`.
 //! Every figure is the best of several runs, since anything else on the machine only adds time.
-#![allow(clippy::print_stdout, clippy::allow_attributes, reason = "a program for the terminal")]
+#![allow(
+    clippy::print_stdout,
+    clippy::allow_attributes,
+    reason = "a program for the terminal"
+)]
 
 use referral_lm::load::{LoadOptions, Quantization};
 use referral_lm::model::Step;
@@ -21,7 +25,13 @@ fn main() -> Result<()> {
         other => return Err(usage("quantization", other)),
     };
     let start = Instant::now();
-    let model = LanguageModel::load(Path::new(&path), &LoadOptions { quantization, ..Default::default() })?;
+    let model = LanguageModel::load(
+        Path::new(&path),
+        &LoadOptions {
+            quantization,
+            ..Default::default()
+        },
+    )?;
     let info = model.info();
     println!(
         "{}, {quantization:?}: {} MiB, loaded in {:.2} s",
@@ -45,16 +55,24 @@ fn main() -> Result<()> {
         }
         const STEPS: u32 = 16;
         let time = best(|| (0..STEPS).try_for_each(|_| step(&model, &mut caches, &[42])))? / STEPS;
-        println!("decode, batch {batch}: {:6.1} tok/s", f64::from(batch) / time.as_secs_f64());
+        println!(
+            "decode, batch {batch}: {:6.1} tok/s",
+            f64::from(batch) / time.as_secs_f64()
+        );
     }
     let prefix = model.prefix(&tokens(64), None)?;
     for layer in [10, 15].into_iter().filter(|&l| l <= info.layers) {
         for batch in [1, 8] {
             let row = tokens(32);
             let time = best(|| {
-                model.hidden_states(Some(&prefix), &vec![row.as_slice(); batch], &[layer]).map(drop)
+                model
+                    .hidden_states(Some(&prefix), &vec![row.as_slice(); batch], &[layer])
+                    .map(drop)
             })?;
-            println!("router, {layer} layers, {batch} x 32 tokens: {:6.1} ms", time.as_secs_f64() * 1e3);
+            println!(
+                "router, {layer} layers, {batch} x 32 tokens: {:6.1} ms",
+                time.as_secs_f64() * 1e3
+            );
         }
     }
     Ok(())
@@ -63,7 +81,12 @@ fn main() -> Result<()> {
 fn step(model: &LanguageModel, caches: &mut [referral_lm::model::KvCache], tokens: &[u32]) -> Result<()> {
     let mut steps: Vec<_> = caches
         .iter_mut()
-        .map(|cache| Step { cache, tokens, adapter: None, wants_logits: true })
+        .map(|cache| Step {
+            cache,
+            tokens,
+            adapter: None,
+            wants_logits: true,
+        })
         .collect();
     model.forward(&mut steps).map(drop)
 }
@@ -83,5 +106,9 @@ fn best(mut run: impl FnMut() -> Result<()>) -> Result<Duration> {
 }
 
 fn usage(field: &'static str, value: &str) -> LmError {
-    LmError::Invalid { field, value: value.to_owned(), fix: "usage: bench MODEL [q8_0|q4_k|f32|as_is]".to_owned() }
+    LmError::Invalid {
+        field,
+        value: value.to_owned(),
+        fix: "usage: bench MODEL [q8_0|q4_k|f32|as_is]".to_owned(),
+    }
 }

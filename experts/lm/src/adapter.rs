@@ -105,8 +105,10 @@ impl Adapter {
     /// [`LmError::Io`] if the file cannot be read, [`LmError::BadFile`] naming the metadata entry or tensor
     /// that is wrong.
     pub fn load(path: &Path, model: &LanguageModel) -> Result<Self> {
-        let bytes =
-            std::fs::read(path).map_err(|source| LmError::Io { path: path.to_owned(), source })?;
+        let bytes = std::fs::read(path).map_err(|source| LmError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::read(&bytes, model).map_err(|e| match e {
             // What is wrong with a file's contents is the file's fault.
             LmError::Invalid { field, value, fix } => {
@@ -182,11 +184,19 @@ impl Adapter {
                 let (a, b) = match (tensors.get(&name_a), tensors.get(&name_b)) {
                     (None, None) => continue,
                     (Some(a), Some(b)) => (a, b),
-                    (Some(_), None) => return Err(mismatch("tensor", &name_b, "it is missing beside its lora_a")),
-                    (None, Some(_)) => return Err(mismatch("tensor", &name_a, "it is missing beside its lora_b")),
+                    (Some(_), None) => {
+                        return Err(mismatch("tensor", &name_b, "it is missing beside its lora_a"));
+                    }
+                    (None, Some(_)) => {
+                        return Err(mismatch("tensor", &name_a, "it is missing beside its lora_b"));
+                    }
                 };
-                let shape = model.config().shape(TensorName::Layer(layer, projection.tensor()));
-                let [outputs, inputs] = shape.as_slice() else { continue };
+                let shape = model
+                    .config()
+                    .shape(TensorName::Layer(layer, projection.tensor()));
+                let [outputs, inputs] = shape.as_slice() else {
+                    continue;
+                };
                 for (name, tensor, shape) in [(&name_a, a, [rank, *inputs]), (&name_b, b, [*outputs, rank])] {
                     if tensor.dims() != shape {
                         let found = format!("{name} of shape {:?}", tensor.dims());
@@ -197,12 +207,28 @@ impl Adapter {
                         return Err(mismatch("tensor", found, "f16 or f32"));
                     }
                 }
-                let ready = |t: &Tensor| t.detach().to_dtype(DType::F32)?.t()?.contiguous()?.to_device(device);
-                factors.insert((layer, projection), Factors { a: ready(a)?, b: ready(b)? });
+                let ready = |t: &Tensor| {
+                    t.detach()
+                        .to_dtype(DType::F32)?
+                        .t()?
+                        .contiguous()?
+                        .to_device(device)
+                };
+                factors.insert(
+                    (layer, projection),
+                    Factors {
+                        a: ready(a)?,
+                        b: ready(b)?,
+                    },
+                );
             }
         }
         if factors.is_empty() {
-            return Err(mismatch("tensors", tensors.len(), "at least one pair blk.{i}.{projection}.lora_a and .lora_b"));
+            return Err(mismatch(
+                "tensors",
+                tensors.len(),
+                "at least one pair blk.{i}.{projection}.lora_a and .lora_b",
+            ));
         }
         if tensors.len() != 2 * factors.len() {
             let known = |name: &String| {
@@ -219,7 +245,12 @@ impl Adapter {
                 return Err(mismatch("tensor", name, fix));
             }
         }
-        Ok(Self { rank, alpha, base: base.to_owned(), factors })
+        Ok(Self {
+            rank,
+            alpha,
+            base: base.to_owned(),
+            factors,
+        })
     }
 
     /// Rank of the factors.
@@ -285,21 +316,41 @@ fn dense(name: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<Tenso
     let dtype = match view.dtype() {
         safetensors::Dtype::F32 => DType::F32,
         safetensors::Dtype::F16 => DType::F16,
-        other => return Err(mismatch("tensor", format!("{name} of type {other:?}"), "f16 or f32")),
+        other => {
+            return Err(mismatch(
+                "tensor",
+                format!("{name} of type {other:?}"),
+                "f16 or f32",
+            ));
+        }
     };
-    Ok(Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &candle_core::Device::Cpu)?)
+    Ok(Tensor::from_raw_buffer(
+        view.data(),
+        dtype,
+        view.shape(),
+        &candle_core::Device::Cpu,
+    )?)
 }
 
 fn number<T: std::str::FromStr>(field: &'static str, text: &str) -> Result<T> {
-    text.parse().map_err(|_| mismatch(field, format!("{text:?}"), "a number"))
+    text.parse()
+        .map_err(|_| mismatch(field, format!("{text:?}"), "a number"))
 }
 
 fn mismatch(field: &'static str, value: impl ToString, expected: impl fmt::Display) -> LmError {
-    LmError::Invalid { field, value: value.to_string(), fix: format!("expected {expected}") }
+    LmError::Invalid {
+        field,
+        value: value.to_string(),
+        fix: format!("expected {expected}"),
+    }
 }
 
 fn bad(path: &Path, detail: String) -> LmError {
-    LmError::BadFile { path: path.to_owned(), what: WHAT, detail }
+    LmError::BadFile {
+        path: path.to_owned(),
+        what: WHAT,
+        detail,
+    }
 }
 
 #[cfg(test)]

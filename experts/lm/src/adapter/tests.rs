@@ -7,9 +7,15 @@ const NAME: &str = "blk.1.ffn_down";
 /// Factors for one matrix of the tiny model: 64 outputs, 112 inputs, rank 2.
 fn factors(dtype: DType) -> HashMap<String, Tensor> {
     let random = |rows, columns| {
-        Tensor::randn(0f32, 0.3, (rows, columns), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+        Tensor::randn(0f32, 0.3, (rows, columns), &Device::Cpu)
+            .unwrap()
+            .to_dtype(dtype)
+            .unwrap()
     };
-    HashMap::from([(format!("{NAME}.lora_a"), random(2, 112)), (format!("{NAME}.lora_b"), random(64, 2))])
+    HashMap::from([
+        (format!("{NAME}.lora_a"), random(2, 112)),
+        (format!("{NAME}.lora_b"), random(64, 2)),
+    ])
 }
 
 fn metadata() -> HashMap<String, String> {
@@ -38,7 +44,12 @@ fn load(
 
 fn logits(model: &LanguageModel, adapter: Option<(&Adapter, f32)>) -> Vec<f32> {
     let mut cache = model.new_cache(None, 3).unwrap();
-    let step = Step { cache: &mut cache, tokens: &[1, 2, 3], adapter, wants_logits: true };
+    let step = Step {
+        cache: &mut cache,
+        tokens: &[1, 2, 3],
+        adapter,
+        wants_logits: true,
+    };
     model.forward(&mut [step]).unwrap().remove(0).unwrap()
 }
 
@@ -93,7 +104,11 @@ fn tensors_that_do_not_fit_are_named() {
         (&a, Some(zeros((2, 64))), "[2, 112]"),
         (&b, Some(zeros((64, 3))), "[64, 2]"),
         (&b, Some(zeros((64, 2)).to_dtype(DType::F64).unwrap()), "F64"),
-        ("blk.3.ffn_down.lora_a", Some(zeros((2, 112))), "blk.3.ffn_down.lora_a"),
+        (
+            "blk.3.ffn_down.lora_a",
+            Some(zeros((2, 112))),
+            "blk.3.ffn_down.lora_a",
+        ),
         ("surprise", Some(zeros((1, 1))), "surprise"),
     ];
     for (name, tensor, expected) in changes {
@@ -114,7 +129,10 @@ fn files_that_are_no_adapter_are_named() {
     let model = tiny::model();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("adapter.safetensors");
-    assert!(matches!(Adapter::load(&path, &model).unwrap_err(), LmError::Io { .. }));
+    assert!(matches!(
+        Adapter::load(&path, &model).unwrap_err(),
+        LmError::Io { .. }
+    ));
     safetensors::serialize_to_file(&factors(DType::F32), Some(metadata()), &path).unwrap();
     let whole = std::fs::read(&path).unwrap();
     for length in [0, 7, 8, 100, whole.len() - 1] {

@@ -15,8 +15,11 @@ impl FromStr for DeviceSpec {
     type Err = LmError;
 
     fn from_str(text: &str) -> Result<Self> {
-        let invalid =
-            || LmError::Invalid { field: "device", value: format!("{text:?}"), fix: ALLOWED.to_owned() };
+        let invalid = || LmError::Invalid {
+            field: "device",
+            value: format!("{text:?}"),
+            fix: ALLOWED.to_owned(),
+        };
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
@@ -65,7 +68,11 @@ impl DeviceSpec {
     }
 
     fn refused(self, why: &str) -> LmError {
-        LmError::Invalid { field: "device", value: self.to_string(), fix: format!("{why}, or use cpu") }
+        LmError::Invalid {
+            field: "device",
+            value: self.to_string(),
+            fix: format!("{why}, or use cpu"),
+        }
     }
 }
 
@@ -75,7 +82,12 @@ mod tests {
 
     #[test]
     fn every_device_reads_back_as_written() {
-        for spec in [DeviceSpec::Auto, DeviceSpec::Cpu, DeviceSpec::Cuda(3), DeviceSpec::Metal] {
+        for spec in [
+            DeviceSpec::Auto,
+            DeviceSpec::Cpu,
+            DeviceSpec::Cuda(3),
+            DeviceSpec::Metal,
+        ] {
             assert_eq!(spec.to_string().parse::<DeviceSpec>().unwrap(), spec);
         }
     }
@@ -84,7 +96,10 @@ mod tests {
     fn unknown_devices_are_named_with_the_fix() {
         for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
             let message = text.parse::<DeviceSpec>().unwrap_err().to_string();
-            assert!(message.contains(&format!("{text:?}")) && message.contains("cuda:N"), "{message}");
+            assert!(
+                message.contains(&format!("{text:?}")) && message.contains("cuda:N"),
+                "{message}"
+            );
         }
     }
 

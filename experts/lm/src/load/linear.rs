@@ -59,14 +59,24 @@ impl Linear {
             Quantization::Q4K => GgmlDType::Q4K,
             Quantization::F32 | Quantization::AsIs => {
                 let weight = Weight::Dense(weight.to_device(device)?);
-                return Ok(Self { weight, padded_inputs: inputs });
+                return Ok(Self {
+                    weight,
+                    padded_inputs: inputs,
+                });
             }
         };
-        let multiple = if device.is_cpu() { CPU_ROW_MULTIPLE } else { dtype.block_size() };
+        let multiple = if device.is_cpu() {
+            CPU_ROW_MULTIPLE
+        } else {
+            dtype.block_size()
+        };
         let padded_inputs = inputs.next_multiple_of(multiple);
         let padded = pad_columns(weight, padded_inputs)?;
         let weight = Weight::Quantised(Arc::new(QTensor::quantize_onto(&padded, dtype, device)?));
-        Ok(Self { weight, padded_inputs })
+        Ok(Self {
+            weight,
+            padded_inputs,
+        })
     }
 
     /// Holds a matrix as the file has it; f16 and bf16 become f32.
@@ -78,7 +88,10 @@ impl Linear {
             }
             _ => Weight::Quantised(Arc::new(weight)),
         };
-        Ok(Self { weight, padded_inputs: inputs })
+        Ok(Self {
+            weight,
+            padded_inputs: inputs,
+        })
     }
 
     /// The width that inputs are padded to; inputs of this width are taken as they are.
@@ -103,7 +116,10 @@ impl Linear {
         {
             return Ok(products);
         }
-        let products = linears.iter().map(|l| l.multiply(&x)).collect::<Result<Vec<_>>>()?;
+        let products = linears
+            .iter()
+            .map(|l| l.multiply(&x))
+            .collect::<Result<Vec<_>>>()?;
         products
             .try_into()
             .map_err(|_| candle_core::Error::Msg("one product for each matrix".to_owned()).into())
@@ -135,5 +151,9 @@ impl Linear {
 /// `x` with zero columns appended up to `width`.
 fn pad_columns(x: &Tensor, width: usize) -> candle_core::Result<Tensor> {
     let columns = x.dim(1)?;
-    if columns >= width { Ok(x.clone()) } else { x.pad_with_zeros(1, 0, width - columns) }
+    if columns >= width {
+        Ok(x.clone())
+    } else {
+        x.pad_with_zeros(1, 0, width - columns)
+    }
 }

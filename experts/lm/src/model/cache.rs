@@ -52,7 +52,10 @@ impl Prefix {
 
     /// Bytes of keys and values.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|l| 2 * l.keys.elem_count() * size_of::<f32>()).sum()
+        self.layers
+            .iter()
+            .map(|l| 2 * l.keys.elem_count() * size_of::<f32>())
+            .sum()
     }
 }
 
@@ -77,14 +80,22 @@ impl KvCache {
         let capacity = capacity.clamp(len.max(1), shape.context_length.max(len).max(1));
         let mut blocks = Vec::with_capacity(layers);
         for layer in 0..layers {
-            let block = KeysValues { keys: shape.block(capacity)?, values: shape.block(capacity)? };
+            let block = KeysValues {
+                keys: shape.block(capacity)?,
+                values: shape.block(capacity)?,
+            };
             if let Some(head) = prefix.and_then(|p| p.layers.get(layer)) {
                 block.keys.slice_set(&head.keys, 1, 0)?;
                 block.values.slice_set(&head.values, 1, 0)?;
             }
             blocks.push(block);
         }
-        Ok(Self { shape, layers: blocks, capacity, len })
+        Ok(Self {
+            shape,
+            layers: blocks,
+            capacity,
+            len,
+        })
     }
 
     /// Tokens held.
@@ -119,9 +130,17 @@ impl KvCache {
         let layers = self
             .layers
             .iter()
-            .map(|l| Ok(KeysValues { keys: head(&l.keys)?, values: head(&l.values)? }))
+            .map(|l| {
+                Ok(KeysValues {
+                    keys: head(&l.keys)?,
+                    values: head(&l.values)?,
+                })
+            })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Prefix { tokens: tokens.into(), layers: layers.into() })
+        Ok(Prefix {
+            tokens: tokens.into(),
+            layers: layers.into(),
+        })
     }
 
     /// Layers it has.

@@ -46,8 +46,10 @@ impl Weights {
             row.cache.reserve(row.tokens.len())?;
         }
         let tokens: Vec<u32> = rows.iter().flat_map(|r| r.tokens).copied().collect();
-        let positions: Vec<usize> =
-            rows.iter().flat_map(|r| (0..r.tokens.len()).map(|i| r.cache.len() + i)).collect();
+        let positions: Vec<usize> = rows
+            .iter()
+            .flat_map(|r| (0..r.tokens.len()).map(|i| r.cache.len() + i))
+            .collect();
         let rotation = Rotation::new(&self.inverse_frequencies, &positions, &self.device)?;
         let adapted = self.group_by_adapter(rows)?;
         let count = tokens.len();
@@ -74,7 +76,9 @@ impl Weights {
         adapted: &[AdaptedRows<'_>],
     ) -> Result<Tensor> {
         let adapt = |projection, input: &Tensor, output: Tensor| {
-            adapted.iter().try_fold(output, |y, rows| rows.add_update(index, projection, input, y))
+            adapted
+                .iter()
+                .try_fold(output, |y, rows| rows.add_update(index, projection, input, y))
         };
         let epsilon = self.config.rms_epsilon as f32;
         let input = rms_norm(x, &layer.attention_norm, epsilon, layer.q.padded_inputs())?;
@@ -110,7 +114,12 @@ impl Weights {
 
     /// Logits (`rows × vocabulary`) of final residual rows.
     pub(super) fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        self.head.forward(&rms_norm(x, &self.final_norm, self.config.rms_epsilon as f32, self.head.padded_inputs())?)
+        self.head.forward(&rms_norm(
+            x,
+            &self.final_norm,
+            self.config.rms_epsilon as f32,
+            self.head.padded_inputs(),
+        )?)
     }
 
     fn check(&self, rows: &[Row<'_>], depth: usize) -> Result<()> {
@@ -123,7 +132,11 @@ impl Weights {
             }
             if let Some(token) = row.tokens.iter().find(|&&t| t as usize >= self.config.vocabulary) {
                 let fix = format!("token ids are below the vocabulary's {}", self.config.vocabulary);
-                return Err(LmError::Invalid { field: "token", value: token.to_string(), fix });
+                return Err(LmError::Invalid {
+                    field: "token",
+                    value: token.to_string(),
+                    fix,
+                });
             }
             if row.cache.len() + row.tokens.len() > self.config.context_length {
                 return Err(LmError::TooLong {
@@ -134,7 +147,11 @@ impl Weights {
             }
             if row.cache.layers() < depth {
                 let value = format!("{} layers", row.cache.layers());
-                return Err(invalid("cache", &value, "use a cache made by this model's new_cache"));
+                return Err(invalid(
+                    "cache",
+                    &value,
+                    "use a cache made by this model's new_cache",
+                ));
             }
         }
         Ok(())
@@ -173,7 +190,11 @@ impl Weights {
                     Some(Tensor::from_vec(indices, count, &self.device)?)
                 };
                 let scales = Tensor::from_vec(scales, (count, 1), &self.device)?;
-                Ok(AdaptedRows { adapter, indices, scales })
+                Ok(AdaptedRows {
+                    adapter,
+                    indices,
+                    scales,
+                })
             })
             .collect()
     }
@@ -203,5 +224,9 @@ impl AdaptedRows<'_> {
 }
 
 fn invalid(field: &'static str, value: &str, fix: &str) -> LmError {
-    LmError::Invalid { field, value: value.to_owned(), fix: fix.to_owned() }
+    LmError::Invalid {
+        field,
+        value: value.to_owned(),
+        fix: fix.to_owned(),
+    }
 }

@@ -30,7 +30,9 @@ pub(super) fn causal_softmax(scores: Tensor, rows: usize, scale: f32) -> Result<
         .flat_map(|row| (0..visible).map(move |key| if key <= past + row { 0.0 } else { f32::NEG_INFINITY }))
         .collect();
     let mask = Tensor::from_vec(mask, (1, rows, visible), scores.device())?;
-    let scores = scores.reshape((kv_heads * grouped / rows, rows, visible))?.broadcast_add(&mask)?;
+    let scores = scores
+        .reshape((kv_heads * grouped / rows, rows, visible))?
+        .broadcast_add(&mask)?;
     Ok(candle_nn::ops::softmax_last_dim(&scores)?.reshape((kv_heads, grouped, visible))?)
 }
 
@@ -38,7 +40,13 @@ pub(super) fn causal_softmax(scores: Tensor, rows: usize, scale: f32) -> Result<
 /// zero columns appended up to `padded_width`, ready for the next matrix.
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32, padded_width: usize) -> Result<Tensor> {
     if x.device().is_cpu() {
-        return Ok(x.apply_op2_no_bwd(weight, &RmsNorm { epsilon, padded_width })?);
+        return Ok(x.apply_op2_no_bwd(
+            weight,
+            &RmsNorm {
+                epsilon,
+                padded_width,
+            },
+        )?);
     }
     Ok(candle_nn::ops::rms_norm(x, weight, epsilon)?)
 }
@@ -157,7 +165,10 @@ fn each_row(values: &mut [f32], width: usize, compute: impl Fn(usize, &mut [f32]
         return;
     }
     if values.len() < PARALLEL_ELEMENTS {
-        values.chunks_exact_mut(width).enumerate().for_each(|(index, row)| compute(index, row));
+        values
+            .chunks_exact_mut(width)
+            .enumerate()
+            .for_each(|(index, row)| compute(index, row));
         return;
     }
     let rows_per_part = (PARALLEL_ELEMENTS / 4).div_ceil(width);
@@ -230,7 +241,11 @@ fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
     let p = p * r * r + r + 1.0;
-    let power = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127) << 23;
+    let power = shifted
+        .to_bits()
+        .wrapping_sub(ROUNDER.to_bits())
+        .wrapping_add(127)
+        << 23;
     p * f32::from_bits(power)
 }
 
@@ -244,7 +259,11 @@ mod tests {
         for i in -8700..=8800 {
             let x = i as f32 / 100.0;
             let exact = f64::from(x).exp();
-            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 5e-7, "exp({x}) = {}", exp(x));
+            assert!(
+                (f64::from(exp(x)) / exact - 1.0).abs() < 5e-7,
+                "exp({x}) = {}",
+                exp(x)
+            );
         }
         assert!(exp(f32::NEG_INFINITY) < 1e-37);
         assert!(exp(f32::NAN).is_nan());
@@ -256,14 +275,23 @@ mod tests {
         let (rows, visible) = (60, 100);
         let scores = Tensor::randn(0f32, 3.0, (3, 2 * rows, visible), &Device::Cpu).unwrap();
         let before = scores.to_vec3::<f32>().unwrap();
-        let after = causal_softmax(scores.copy().unwrap(), rows, 0.125).unwrap().to_vec3::<f32>().unwrap();
+        let after = causal_softmax(scores.copy().unwrap(), rows, 0.125)
+            .unwrap()
+            .to_vec3::<f32>()
+            .unwrap();
         for (head, (before, after)) in before.iter().zip(&after).enumerate() {
             for (index, (before, after)) in before.iter().zip(after).enumerate() {
                 let seen = visible - rows + 1 + index % rows;
-                let weights: Vec<f64> = before[..seen].iter().map(|v| (f64::from(*v) * 0.125).exp()).collect();
+                let weights: Vec<f64> = before[..seen]
+                    .iter()
+                    .map(|v| (f64::from(*v) * 0.125).exp())
+                    .collect();
                 let total: f64 = weights.iter().sum();
                 for (found, weight) in after.iter().zip(&weights) {
-                    assert!((f64::from(*found) - weight / total).abs() < 1e-6, "head {head} row {index}");
+                    assert!(
+                        (f64::from(*found) - weight / total).abs() < 1e-6,
+                        "head {head} row {index}"
+                    );
                 }
                 assert!(after[seen..].iter().all(|v| *v == 0.0));
             }
@@ -276,7 +304,10 @@ mod tests {
         let weight = Tensor::randn(1f32, 0.5, 90, &Device::Cpu).unwrap();
         let found = rms_norm(&x, &weight, 1e-5, 256).unwrap();
         let expected = candle_nn::ops::rms_norm(&x, &weight, 1e-5).unwrap();
-        let difference = (found.narrow(1, 0, 90).unwrap() - expected).unwrap().abs().unwrap();
+        let difference = (found.narrow(1, 0, 90).unwrap() - expected)
+            .unwrap()
+            .abs()
+            .unwrap();
         assert!(difference.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
         let padding = found.narrow(1, 90, 166).unwrap().abs().unwrap();
         assert_eq!(padding.max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
@@ -287,7 +318,10 @@ mod tests {
         let gate = Tensor::randn(0f32, 4.0, (200, 90), &Device::Cpu).unwrap();
         let up = Tensor::randn(0f32, 1.0, (200, 90), &Device::Cpu).unwrap();
         let expected = (gate.silu().unwrap() * &up).unwrap();
-        let difference = (silu_product(&gate, &up).unwrap() - expected).unwrap().abs().unwrap();
+        let difference = (silu_product(&gate, &up).unwrap() - expected)
+            .unwrap()
+            .abs()
+            .unwrap();
         assert!(difference.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
     }
 }

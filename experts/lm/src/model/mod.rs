@@ -121,7 +121,10 @@ impl LanguageModel {
             None => Tokenizer::from_directory(path)?,
         };
         let weights = Weights::load(&checkpoint, options.quantization, device)?;
-        Ok(Self { inner: Arc::new(weights), tokenizer })
+        Ok(Self {
+            inner: Arc::new(weights),
+            tokenizer,
+        })
     }
 
     /// What the model is.
@@ -186,7 +189,11 @@ impl LanguageModel {
         }
         let mut rows: Vec<Row<'_>> = steps
             .iter_mut()
-            .map(|s| Row { cache: &mut *s.cache, tokens: s.tokens, adapter: s.adapter })
+            .map(|s| Row {
+                cache: &mut *s.cache,
+                tokens: s.tokens,
+                adapter: s.adapter,
+            })
             .collect();
         let x = weights.run(&mut rows, weights.layers.len(), |_, _| Ok(()))?;
         let mut logits = if lasts.is_empty() {
@@ -197,7 +204,10 @@ impl LanguageModel {
             weights.logits(&x)?.to_vec2::<f32>()?
         }
         .into_iter();
-        Ok(steps.iter().map(|s| if s.wants_logits { logits.next() } else { None }).collect())
+        Ok(steps
+            .iter()
+            .map(|s| if s.wants_logits { logits.next() } else { None })
+            .collect())
     }
 
     /// Computes the KV cache of a prompt head through the first `layers` layers (all if `None`).
@@ -208,7 +218,11 @@ impl LanguageModel {
         let depth = layers.unwrap_or(self.inner.layers.len());
         self.check_layer("prefix layers", depth)?;
         let mut cache = self.cache(depth, None, tokens.len())?;
-        let row = Row { cache: &mut cache, tokens, adapter: None };
+        let row = Row {
+            cache: &mut cache,
+            tokens,
+            adapter: None,
+        };
         self.inner.run(&mut [row], depth, |_, _| Ok(()))?;
         cache.to_prefix(tokens)
     }
@@ -241,11 +255,18 @@ impl LanguageModel {
         let mut batch: Vec<Row<'_>> = caches
             .iter_mut()
             .zip(rows)
-            .map(|(cache, tokens)| Row { cache, tokens, adapter: None })
+            .map(|(cache, tokens)| Row {
+                cache,
+                tokens,
+                adapter: None,
+            })
             .collect();
         let mut states: Vec<HiddenStates> = rows
             .iter()
-            .map(|r| HiddenStates { tokens: r.len(), layers: vec![Vec::new(); after.len()] })
+            .map(|r| HiddenStates {
+                tokens: r.len(),
+                layers: vec![Vec::new(); after.len()],
+            })
             .collect();
         self.inner.run(&mut batch, depth, |layer, x| {
             for (slot, _) in after.iter().enumerate().filter(|&(_, &wanted)| wanted == layer) {
@@ -278,25 +299,50 @@ impl LanguageModel {
         let (Some(_), Some((_, given))) = (prompt.last(), continuation.split_last()) else {
             return Err(LmError::Invalid {
                 field: "tokens",
-                value: format!("{} of prompt, {} of continuation", prompt.len(), continuation.len()),
+                value: format!(
+                    "{} of prompt, {} of continuation",
+                    prompt.len(),
+                    continuation.len()
+                ),
                 fix: "give at least one of each".to_owned(),
             });
         };
-        if let Some(token) = continuation.iter().find(|&&t| t as usize >= self.inner.config.vocabulary) {
-            let fix = format!("token ids are below the vocabulary's {}", self.inner.config.vocabulary);
-            return Err(LmError::Invalid { field: "token", value: token.to_string(), fix });
+        if let Some(token) = continuation
+            .iter()
+            .find(|&&t| t as usize >= self.inner.config.vocabulary)
+        {
+            let fix = format!(
+                "token ids are below the vocabulary's {}",
+                self.inner.config.vocabulary
+            );
+            return Err(LmError::Invalid {
+                field: "token",
+                value: token.to_string(),
+                fix,
+            });
         }
         let tokens = [prompt, given].concat();
         let mut cache = self.new_cache(None, tokens.len())?;
-        let row = Row { cache: &mut cache, tokens: &tokens, adapter };
-        let x = self.inner.run(&mut [row], self.inner.layers.len(), |_, _| Ok(()))?;
+        let row = Row {
+            cache: &mut cache,
+            tokens: &tokens,
+            adapter,
+        };
+        let x = self
+            .inner
+            .run(&mut [row], self.inner.layers.len(), |_, _| Ok(()))?;
         let mut result = Vec::with_capacity(continuation.len());
         for (chunk, targets) in continuation.chunks(LOGITS_CHUNK).enumerate() {
             let start = prompt.len() - 1 + chunk * LOGITS_CHUNK;
             let logits = self.inner.logits(&x.narrow(0, start, targets.len())?)?;
             let log_probabilities = candle_nn::ops::log_softmax(&logits, 1)?;
             let targets = Tensor::new(targets, &self.inner.device)?.unsqueeze(1)?;
-            result.extend(log_probabilities.gather(&targets, 1)?.flatten_all()?.to_vec1::<f32>()?);
+            result.extend(
+                log_probabilities
+                    .gather(&targets, 1)?
+                    .flatten_all()?
+                    .to_vec1::<f32>()?,
+            );
         }
         Ok(result)
     }
@@ -317,7 +363,11 @@ impl LanguageModel {
         if (1..=layers).contains(&layer) {
             return Ok(());
         }
-        Err(LmError::Invalid { field, value: layer.to_string(), fix: format!("between 1 and {layers}") })
+        Err(LmError::Invalid {
+            field,
+            value: layer.to_string(),
+            fix: format!("between 1 and {layers}"),
+        })
     }
 }
 
@@ -342,8 +392,18 @@ impl Weights {
         };
         // The embedding matters as much as a fifth of the layers: both at once, all on rayon's threads.
         let ((embeddings, head), layers) = rayon::join(
-            || rayon::join(|| embeddings(checkpoint, quantization, &device), || matrix(TensorName::Output)),
-            || (0..config.layers).into_par_iter().map(layer).collect::<Result<Vec<_>>>(),
+            || {
+                rayon::join(
+                    || embeddings(checkpoint, quantization, &device),
+                    || matrix(TensorName::Output),
+                )
+            },
+            || {
+                (0..config.layers)
+                    .into_par_iter()
+                    .map(layer)
+                    .collect::<Result<Vec<_>>>()
+            },
         );
         let (embeddings, head, layers) = (embeddings?, head?, layers?);
         let final_norm = vector(TensorName::OutputNorm)?;
@@ -359,13 +419,30 @@ impl Weights {
             weight_bytes: tensor_bytes(&embeddings) + head.bytes() + layer_bytes + tensor_bytes(&final_norm),
         };
         let inverse_frequencies = rotary::inverse_frequencies(config.rope_base, config.head_dim);
-        Ok(Self { info, config, device, embeddings, layers, final_norm, head, inverse_frequencies })
+        Ok(Self {
+            info,
+            config,
+            device,
+            embeddings,
+            layers,
+            final_norm,
+            head,
+            inverse_frequencies,
+        })
     }
 }
 
 impl Layer {
     fn bytes(&self) -> usize {
-        let linears = [&self.q, &self.k, &self.v, &self.output, &self.gate, &self.up, &self.down];
+        let linears = [
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.output,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ];
         linears.into_iter().map(Linear::bytes).sum::<usize>()
             + tensor_bytes(&self.attention_norm)
             + tensor_bytes(&self.ffn_norm)
@@ -374,8 +451,15 @@ impl Layer {
 
 /// The look-up table: f16 beside quantised weights, whose error is far larger; else f32.
 fn embeddings(checkpoint: &Checkpoint, quantization: Quantization, device: &Device) -> Result<Tensor> {
-    let dtype = if quantization == Quantization::F32 { DType::F32 } else { DType::F16 };
-    Ok(checkpoint.tensor(TensorName::TokenEmbedding)?.to_dtype(dtype)?.to_device(device)?)
+    let dtype = if quantization == Quantization::F32 {
+        DType::F32
+    } else {
+        DType::F16
+    };
+    Ok(checkpoint
+        .tensor(TensorName::TokenEmbedding)?
+        .to_dtype(dtype)?
+        .to_device(device)?)
 }
 
 fn tensor_bytes(tensor: &Tensor) -> usize {

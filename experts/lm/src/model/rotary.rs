@@ -15,13 +15,11 @@ pub(super) struct Rotation {
 
 impl Rotation {
     /// `inverse_frequencies` has `head_dim / 2` entries; `positions` one for each token of the batch.
-    pub(super) fn new(
-        inverse_frequencies: &[f32],
-        positions: &[usize],
-            device: &Device,
-    ) -> Result<Self> {
+    pub(super) fn new(inverse_frequencies: &[f32], positions: &[usize], device: &Device) -> Result<Self> {
         let shape = (positions.len(), 1, inverse_frequencies.len());
-        let angles = positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f));
+        let angles = positions
+            .iter()
+            .flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f));
         let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
         Ok(Self {
             cos: Tensor::from_vec(cos, shape, device)?,
@@ -42,5 +40,8 @@ impl Rotation {
 
 /// `base^(-2i / head_dim)` for each pair `i` of a head.
 pub(super) fn inverse_frequencies(base: f32, head_dim: usize) -> Vec<f32> {
-    (0..head_dim).step_by(2).map(|i| 1.0 / base.powf(i as f32 / head_dim as f32)).collect()
+    (0..head_dim)
+        .step_by(2)
+        .map(|i| 1.0 / base.powf(i as f32 / head_dim as f32))
+        .collect()
 }

@@ -13,12 +13,21 @@ fn tokens(count: usize, seed: u64) -> Vec<u32> {
 }
 
 fn prompts() -> Vec<Vec<u32>> {
-    LENGTHS.iter().enumerate().map(|(seed, &count)| tokens(count, seed as u64)).collect()
+    LENGTHS
+        .iter()
+        .enumerate()
+        .map(|(seed, &count)| tokens(count, seed as u64))
+        .collect()
 }
 
 fn last_logits(model: &LanguageModel, prompt: &[u32], adapter: Option<(&Adapter, f32)>) -> Vec<f32> {
     let mut cache = model.new_cache(None, 4).unwrap();
-    let step = Step { cache: &mut cache, tokens: prompt, adapter, wants_logits: true };
+    let step = Step {
+        cache: &mut cache,
+        tokens: prompt,
+        adapter,
+        wants_logits: true,
+    };
     model.forward(&mut [step]).unwrap().remove(0).unwrap()
 }
 
@@ -45,8 +54,9 @@ fn adapter_tensors(seed: u64) -> HashMap<String, Tensor> {
         for projection in Projection::ALL {
             let shape = config.shape(TensorName::Layer(layer, projection.tensor()));
             for (suffix, dims) in [("lora_a", [4, shape[1]]), ("lora_b", [shape[0], 4])] {
-                let values: Vec<f32> =
-                    (0..dims[0] * dims[1]).map(|_| random.random_range(-0.2f32..0.2)).collect();
+                let values: Vec<f32> = (0..dims[0] * dims[1])
+                    .map(|_| random.random_range(-0.2f32..0.2))
+                    .collect();
                 let tensor = Tensor::from_vec(values, dims.as_slice(), &Device::Cpu).unwrap();
                 tensors.insert(format!("blk.{layer}.{}.{suffix}", projection.name()), tensor);
             }
@@ -62,12 +72,18 @@ fn adapter(model: &LanguageModel, seed: u64) -> Adapter {
 #[test]
 fn logits_agree_with_candle_transformers() {
     // candle-transformers derives the head's size from the width.
-    let config = ModelConfig { width: 96, ..tiny::config() };
+    let config = ModelConfig {
+        width: 96,
+        ..tiny::config()
+    };
     let weights = tiny::weights(&config, 5);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tiny.gguf");
     tiny::write_gguf(&path, &config, &weights);
-    let options = LoadOptions { quantization: Quantization::F32, ..LoadOptions::default() };
+    let options = LoadOptions {
+        quantization: Quantization::F32,
+        ..LoadOptions::default()
+    };
     let model = LanguageModel::load(&path, &options).unwrap();
     let file = std::fs::read(&path).unwrap();
     let mut file = std::io::Cursor::new(file);
@@ -79,8 +95,17 @@ fn logits_agree_with_candle_transformers() {
     )
     .unwrap();
     for prompt in prompts() {
-        let input = Tensor::new(prompt.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-        let expected = reference.forward(&input, 0).unwrap().squeeze(0).unwrap().to_vec1::<f32>().unwrap();
+        let input = Tensor::new(prompt.as_slice(), &Device::Cpu)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
+        let expected = reference
+            .forward(&input, 0)
+            .unwrap()
+            .squeeze(0)
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         assert_close(&last_logits(&model, &prompt, None), &expected);
     }
 }
@@ -89,12 +114,20 @@ fn logits_agree_with_candle_transformers() {
 fn a_ragged_batch_equals_its_sequences_alone() {
     let model = tiny::model();
     let prompts = prompts();
-    let mut caches: Vec<_> = prompts.iter().map(|_| model.new_cache(None, 1).unwrap()).collect();
+    let mut caches: Vec<_> = prompts
+        .iter()
+        .map(|_| model.new_cache(None, 1).unwrap())
+        .collect();
     let mut steps: Vec<_> = caches
         .iter_mut()
         .zip(&prompts)
         .enumerate()
-        .map(|(i, (cache, tokens))| Step { cache, tokens, adapter: None, wants_logits: i != 2 })
+        .map(|(i, (cache, tokens))| Step {
+            cache,
+            tokens,
+            adapter: None,
+            wants_logits: i != 2,
+        })
         .collect();
     let logits = model.forward(&mut steps).unwrap();
     for (i, (prompt, logits)) in prompts.iter().zip(&logits).enumerate() {
@@ -104,11 +137,19 @@ fn a_ragged_batch_equals_its_sequences_alone() {
         }
     }
     // A second step of other lengths, on top of what the caches hold.
-    let more: Vec<_> = [3, 1, 1, 150, 1].iter().map(|&n| tokens(n, 100 + n as u64)).collect();
+    let more: Vec<_> = [3, 1, 1, 150, 1]
+        .iter()
+        .map(|&n| tokens(n, 100 + n as u64))
+        .collect();
     let mut steps: Vec<_> = caches
         .iter_mut()
         .zip(&more)
-        .map(|(cache, tokens)| Step { cache, tokens, adapter: None, wants_logits: true })
+        .map(|(cache, tokens)| Step {
+            cache,
+            tokens,
+            adapter: None,
+            wants_logits: true,
+        })
         .collect();
     let logits = model.forward(&mut steps).unwrap();
     for ((prompt, more), logits) in prompts.iter().zip(&more).zip(&logits) {
@@ -126,7 +167,12 @@ fn a_shared_prefix_equals_the_whole_prompt() {
     let expected = last_logits(&model, &whole, None);
     let computed = model.prefix(&head, None).unwrap();
     let mut cache = model.new_cache(None, 8).unwrap();
-    let step = Step { cache: &mut cache, tokens: &whole, adapter: None, wants_logits: false };
+    let step = Step {
+        cache: &mut cache,
+        tokens: &whole,
+        adapter: None,
+        wants_logits: false,
+    };
     assert!(model.forward(&mut [step]).unwrap()[0].is_none());
     let taken = cache.to_prefix(&head).unwrap();
     for prefix in [computed, taken] {
@@ -134,8 +180,16 @@ fn a_shared_prefix_equals_the_whole_prompt() {
         for _ in 0..2 {
             let mut cache = model.new_cache(Some(&prefix), 40).unwrap();
             assert_eq!(cache.len(), 33);
-            let step = Step { cache: &mut cache, tokens: &tail, adapter: None, wants_logits: true };
-            assert_close(model.forward(&mut [step]).unwrap()[0].as_ref().unwrap(), &expected);
+            let step = Step {
+                cache: &mut cache,
+                tokens: &tail,
+                adapter: None,
+                wants_logits: true,
+            };
+            assert_close(
+                model.forward(&mut [step]).unwrap()[0].as_ref().unwrap(),
+                &expected,
+            );
         }
     }
 }
@@ -152,7 +206,14 @@ fn hidden_states_are_the_residual_stream_before_norms() {
         // The last layer's through final norm and head give the logits.
         let last = &state.layers[0][(prompt.len() - 1) * 64..];
         let x = Tensor::new(last, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-        let logits = model.inner.logits(&x).unwrap().squeeze(0).unwrap().to_vec1::<f32>().unwrap();
+        let logits = model
+            .inner
+            .logits(&x)
+            .unwrap()
+            .squeeze(0)
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         assert_close(&logits, &last_logits(&model, prompt, None));
     }
     // Behind a prefix computed just as deep, the rest of a row is the same.
@@ -162,8 +223,14 @@ fn hidden_states_are_the_residual_stream_before_norms() {
     for state in &behind {
         assert_close(&state.layers[0], &states[4].layers[1][30 * 64..]);
     }
-    let message = model.hidden_states(Some(&prefix), &[tail], &[2]).unwrap_err().to_string();
-    assert!(message.contains("prefix") && message.contains("2 layers"), "{message}");
+    let message = model
+        .hidden_states(Some(&prefix), &[tail], &[2])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("prefix") && message.contains("2 layers"),
+        "{message}"
+    );
     assert!(model.new_cache(Some(&prefix), 40).is_err());
     assert!(model.hidden_states(None, &rows, &[0]).is_err());
     assert!(model.hidden_states(None, &rows, &[4]).is_err());
@@ -203,13 +270,27 @@ fn scales_and_adapters_differ_by_row() {
     let model = tiny::model();
     let (one, two) = (adapter(&model, 3), adapter(&model, 4));
     let prompts = prompts();
-    let uses = [Some((&one, 1.0)), None, Some((&two, 0.5)), Some((&one, 0.0)), Some((&one, -0.3))];
-    let mut caches: Vec<_> = prompts.iter().map(|_| model.new_cache(None, 1).unwrap()).collect();
+    let uses = [
+        Some((&one, 1.0)),
+        None,
+        Some((&two, 0.5)),
+        Some((&one, 0.0)),
+        Some((&one, -0.3)),
+    ];
+    let mut caches: Vec<_> = prompts
+        .iter()
+        .map(|_| model.new_cache(None, 1).unwrap())
+        .collect();
     let mut steps: Vec<_> = caches
         .iter_mut()
         .zip(&prompts)
         .zip(uses)
-        .map(|((cache, tokens), adapter)| Step { cache, tokens, adapter, wants_logits: true })
+        .map(|((cache, tokens), adapter)| Step {
+            cache,
+            tokens,
+            adapter,
+            wants_logits: true,
+        })
         .collect();
     let logits = model.forward(&mut steps).unwrap();
     for ((prompt, adapter), logits) in prompts.iter().zip(uses).zip(logits) {
@@ -238,10 +319,17 @@ fn log_probabilities_are_those_of_each_token_given_the_ones_before() {
 fn every_quantisation_stays_near_f32() {
     let weights = tiny::weights(&tiny::config(), 1);
     let exact = tiny::model_of(&weights, Quantization::F32);
-    for (quantization, bound) in [(Quantization::AsIs, 1e-3), (Quantization::Q8_0, 0.05), (Quantization::Q4K, 0.6)] {
+    for (quantization, bound) in [
+        (Quantization::AsIs, 1e-3),
+        (Quantization::Q8_0, 0.05),
+        (Quantization::Q4K, 0.6),
+    ] {
         let model = tiny::model_of(&weights, quantization);
         for prompt in prompts() {
-            let distance = distance(&last_logits(&model, &prompt, None), &last_logits(&exact, &prompt, None));
+            let distance = distance(
+                &last_logits(&model, &prompt, None),
+                &last_logits(&exact, &prompt, None),
+            );
             assert!(distance < bound, "{quantization:?}: {distance}");
         }
     }
@@ -253,7 +341,12 @@ fn bad_batches_are_named_and_leave_caches_alone() {
     let mut cache = model.new_cache(None, 4).unwrap();
     let long = vec![1; 513];
     let message = |tokens: &[u32], cache: &mut KvCache| {
-        let step = Step { cache, tokens, adapter: None, wants_logits: true };
+        let step = Step {
+            cache,
+            tokens,
+            adapter: None,
+            wants_logits: true,
+        };
         model.forward(&mut [step]).unwrap_err().to_string()
     };
     assert!(message(&[], &mut cache).contains("at least one token"));

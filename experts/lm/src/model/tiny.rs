@@ -42,8 +42,9 @@ pub(crate) fn weights(config: &ModelConfig, seed: u64) -> Vec<(TensorName, Tenso
             _ => (0.0, 1.7 / (shape[1] as f32).sqrt()),
         };
         let count = shape.iter().product();
-        let values: Vec<f32> =
-            (0..count).map(|_| centre + spread * random.random_range(-1.0f32..1.0)).collect();
+        let values: Vec<f32> = (0..count)
+            .map(|_| centre + spread * random.random_range(-1.0f32..1.0))
+            .collect();
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     };
     config.tensors().map(|name| (name, tensor(name))).collect()
@@ -54,8 +55,14 @@ pub(crate) fn write_gguf(path: &Path, config: &ModelConfig, weights: &[(TensorNa
     let number = |n: usize| Value::U32(u32::try_from(n).unwrap());
     let strings = |texts: Vec<String>| Value::Array(texts.into_iter().map(Value::String).collect());
     let mut tokens = byte_letters();
-    tokens.extend(["<|im_start|>".to_owned(), "<|im_end|>".to_owned(), "ab".to_owned()]);
-    let types = (0..VOCABULARY).map(|id| Value::I32(if matches!(id, 256 | 257) { 3 } else { 1 })).collect();
+    tokens.extend([
+        "<|im_start|>".to_owned(),
+        "<|im_end|>".to_owned(),
+        "ab".to_owned(),
+    ]);
+    let types = (0..VOCABULARY)
+        .map(|id| Value::I32(if matches!(id, 256 | 257) { 3 } else { 1 }))
+        .collect();
     let metadata = [
         ("general.architecture", Value::String("llama".into())),
         ("general.name", Value::String(config.name.clone())),
@@ -79,9 +86,17 @@ pub(crate) fn write_gguf(path: &Path, config: &ModelConfig, weights: &[(TensorNa
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<_> = weights
         .iter()
-        .map(|(name, tensor)| (name.to_string(), QTensor::quantize(tensor, GgmlDType::F32).unwrap()))
+        .map(|(name, tensor)| {
+            (
+                name.to_string(),
+                QTensor::quantize(tensor, GgmlDType::F32).unwrap(),
+            )
+        })
         .collect();
-    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor))
+        .collect();
     let mut file = std::fs::File::create(path).unwrap();
     gguf_file::write(&mut file, &metadata, &tensors).unwrap();
 }
@@ -91,7 +106,10 @@ pub(crate) fn model_of(weights: &[(TensorName, Tensor)], quantization: Quantizat
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tiny.gguf");
     write_gguf(&path, &config(), weights);
-    let options = LoadOptions { device: crate::load::DeviceSpec::Cpu, quantization };
+    let options = LoadOptions {
+        device: crate::load::DeviceSpec::Cpu,
+        quantization,
+    };
     LanguageModel::load(&path, &options).unwrap()
 }
 
@@ -105,7 +123,13 @@ fn byte_letters() -> Vec<String> {
     let printable = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut shifted = 0x100..;
     (0..256)
-        .map(|byte| if printable(byte) { byte } else { shifted.next().unwrap() })
+        .map(|byte| {
+            if printable(byte) {
+                byte
+            } else {
+                shifted.next().unwrap()
+            }
+        })
         .map(|code| char::from_u32(code).unwrap().to_string())
         .collect()
 }
