@@ -192,9 +192,12 @@ pub struct DataFile {
     pub rows: Vec<Row>,
 }
 
-/// Reads whole files of labelled rows; ids must be unique among them all, and no file may be empty.
+/// Reads whole files of labelled rows; no row may come twice among them all, and no file may be empty.
+///
+/// A row comes twice if its id and its normalised query do. An id alone may repeat: public data numbers
+/// the questions of a page, and pages sometimes share a number.
 pub fn read_files(paths: &[PathBuf]) -> Result<Vec<DataFile>, RouterError> {
-    let mut seen: HashMap<String, (PathBuf, usize)> = HashMap::new();
+    let mut seen: HashMap<(String, String), (PathBuf, usize)> = HashMap::new();
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
         let mut reader = Reader::<Row>::open(path)?;
@@ -202,9 +205,10 @@ pub fn read_files(paths: &[PathBuf]) -> Result<Vec<DataFile>, RouterError> {
         while let Some(row) = reader.next() {
             let row = row?;
             let here = (path.clone(), reader.line());
-            if let Some((first, line)) = seen.insert(row.id.clone(), here) {
+            if let Some((first, line)) = seen.insert((row.id.clone(), normalise(&row.query)), here) {
                 let first = first.display();
-                return Err(reader.bad_row(format!("id {:?} was used before, in {first} line {line}: ids are unique", row.id)));
+                let detail = format!("row {:?} came before, in {first} line {line}, with the same query: keep one", row.id);
+                return Err(reader.bad_row(detail));
             }
             rows.push(row);
         }

@@ -21,16 +21,17 @@ pub(crate) fn file_sha256(path: &Path) -> Result<String, RouterError> {
 }
 
 /// Digest of several parts; lengths are hashed too, so that no two lists of parts collide.
-pub(crate) fn parts_sha256(parts: &[&[u8]]) -> String {
+pub(crate) fn parts(parts: &[&[u8]]) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for part in parts {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    hex(&hasher.finalize())
+    hasher.finalize().into()
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -50,7 +51,7 @@ mod tests {
 
     #[test]
     fn parts_are_kept_apart() {
-        assert_ne!(parts_sha256(&[b"ab", b"c"]), parts_sha256(&[b"a", b"bc"]));
-        assert_eq!(parts_sha256(&[b"ab"]).len(), 64);
+        assert_ne!(parts(&[b"ab", b"c"]), parts(&[b"a", b"bc"]));
+        assert_eq!(hex(&[0x0a, 0xff]), "0aff");
     }
 }

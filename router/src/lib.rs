@@ -11,7 +11,10 @@ pub mod error;
 pub mod evaluate;
 pub mod functional;
 pub mod policy;
+#[cfg(test)]
+mod tiny;
 pub mod train;
 
 pub use error::RouterError;
+pub use evaluate::Evaluation;
 pub use functional::{Router, Routing};

@@ -36,7 +36,7 @@ fn errors_name_the_file_and_the_line() {
         ("\n\nnot json", 3, "expected"),
         ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\" e\"}", 1, "spaces around"),
         ("{\"id\":[],\"query\":\"q\",\"expert\":\"e\"}", 1, "string or an integer"),
-        ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\"e\"}\n{\"id\":\"a\",\"query\":\"r\",\"expert\":\"e\"}", 2, "used before"),
+        ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\"e\"}\n{\"id\":\"a\",\"query\":\" q\",\"expert\":\"f\"}", 2, "came before"),
     ] {
         let (_directory, path) = file("rows.jsonl", text.as_bytes());
         match read_files(std::slice::from_ref(&path)) {

@@ -1,0 +1,175 @@
+//! A router's files: `router.json` (what is read, who the experts are, calibration) and `tokens.safetensors` (the
+//! functional tokens). Everything is checked when they are read, so that routing itself cannot meet a surprise.
+
+use super::ReadOutSpec;
+use crate::RouterError;
+use crate::train::Head;
+use half::f16;
+use referral_lm::LanguageModel;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// The settings' file name.
+pub(crate) const SETTINGS: &str = "router.json";
+/// The tokens' file name.
+pub(crate) const TOKENS: &str = "tokens.safetensors";
+/// Version of the two files' format.
+pub(crate) const FORMAT: u32 = 1;
+const WHAT: &str = "a router";
+
+/// The model that a router was trained on, as far as its features depend on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModelIdentity {
+    pub(crate) name: String,
+    pub(crate) layers: usize,
+    pub(crate) width: usize,
+    pub(crate) vocabulary: usize,
+}
+
+impl ModelIdentity {
+    pub(crate) fn of(model: &LanguageModel) -> Self {
+        let info = model.info();
+        Self { name: info.name.clone(), layers: info.layers, width: info.width, vocabulary: info.vocabulary }
+    }
+}
+
+/// `router.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    pub(crate) format: u32,
+    pub(crate) model: ModelIdentity,
+    pub(crate) read_out: ReadOutSpec,
+    /// In token order; `<expert_end>` follows the last.
+    pub(crate) experts: Vec<String>,
+    pub(crate) temperature: f32,
+    pub(crate) threshold: f32,
+}
+
+impl Settings {
+    /// Settings that leave logits as they are and never abstain.
+    pub(crate) fn untrained(experts: &[String]) -> Self {
+        Self {
+            format: FORMAT,
+            model: ModelIdentity { name: String::new(), layers: 0, width: 0, vocabulary: 0 },
+            read_out: ReadOutSpec { prompt: String::new(), window: super::Window::default(), features: Vec::new() },
+            experts: experts.to_vec(),
+            temperature: 1.0,
+            threshold: 0.0,
+        }
+    }
+}
+
+/// Both files in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RouterFile {
+    pub(crate) settings: Settings,
+    /// One row per expert and one for `<expert_end>`, over standardised features.
+    pub(crate) head: Head,
+    pub(crate) mean: Vec<f32>,
+    pub(crate) scale: Vec<f32>,
+}
+
+impl RouterFile {
+    /// Features to mean 0 and variance 1 of the training set, in place.
+    pub(crate) fn standardise(&self, features: &mut [f32]) {
+        for ((x, mean), scale) in features.iter_mut().zip(&self.mean).zip(&self.scale) {
+            *x = (*x - mean) / scale;
+        }
+    }
+
+    /// Reads and checks both files; `path` is for messages only.
+    pub(crate) fn parse(path: &Path, settings: &[u8], tokens: &[u8], model: &ModelIdentity) -> Result<Self, RouterError> {
+        let bad = |detail: String| RouterError::BadFile { path: path.to_owned(), what: WHAT, detail };
+        let settings: Settings = serde_json::from_slice(settings).map_err(|error| bad(format!("{SETTINGS}: {error}")))?;
+        if let Some(fault) = fault(&settings, model) {
+            return Err(bad(format!("{SETTINGS}: {fault}")));
+        }
+        let tensors = SafeTensors::deserialize(tokens).map_err(|error| bad(format!("{TOKENS}: {error}")))?;
+        let width = settings.read_out.width(model.width);
+        let classes = settings.experts.len() + 1;
+        let read = |name: &str, shape: &[usize]| {
+            let tensor = tensors.tensor(name).map_err(|error| bad(format!("{TOKENS}: {error}")))?;
+            if tensor.shape() != shape {
+                return Err(bad(format!("{TOKENS}: {name} has the shape {:?}, {SETTINGS} wants {shape:?}", tensor.shape())));
+            }
+            let values = floats(&tensor).ok_or_else(|| bad(format!("{TOKENS}: {name} is {:?}: write F16 or F32", tensor.dtype())))?;
+            match values.iter().all(|x| x.is_finite()) {
+                true => Ok(values),
+                false => Err(bad(format!("{TOKENS}: {name} holds a value that is not finite: train the router again"))),
+            }
+        };
+        let file = Self {
+            head: Head { rows: read("rows", &[classes, width])?, bias: read("bias", &[classes])? },
+            mean: read("mean", &[width])?,
+            scale: read("scale", &[width])?,
+            settings,
+        };
+        if file.scale.iter().any(|scale| *scale <= 0.0) {
+            return Err(bad(format!("{TOKENS}: scale holds a value that is not positive: train the router again")));
+        }
+        Ok(file)
+    }
+
+    /// Writes both files into a directory that exists. Rows are halved to f16: their logits stay within a thousandth.
+    pub(crate) fn save(&self, directory: &Path) -> Result<(), RouterError> {
+        let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let rows: Vec<u8> = self.head.rows.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+        let (bias, mean, scale) = (bytes(&self.head.bias), bytes(&self.mean), bytes(&self.scale));
+        let (classes, width) = (self.head.bias.len(), self.mean.len());
+        let path = directory.join(TOKENS);
+        let view = |dtype, shape, data| {
+            TensorView::new(dtype, shape, data).map_err(|error| RouterError::BadFile {
+                path: path.clone(),
+                what: WHAT,
+                detail: error.to_string(),
+            })
+        };
+        let tensors = [
+            ("rows", view(Dtype::F16, vec![classes, width], &rows)?),
+            ("bias", view(Dtype::F32, vec![classes], &bias)?),
+            ("mean", view(Dtype::F32, vec![width], &mean)?),
+            ("scale", view(Dtype::F32, vec![width], &scale)?),
+        ];
+        let tensors = safetensors::serialize(tensors, None).map_err(|error| RouterError::BadFile {
+            path: path.clone(),
+            what: WHAT,
+            detail: error.to_string(),
+        })?;
+        std::fs::write(&path, tensors).map_err(|source| RouterError::Io { path, source })?;
+        crate::train::write_json(&directory.join(SETTINGS), &self.settings)
+    }
+}
+
+fn floats(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
+    match tensor.dtype() {
+        Dtype::F16 => Some(tensor.data().as_chunks::<2>().0.iter().map(|x| f16::from_le_bytes(*x).to_f32()).collect()),
+        Dtype::F32 => Some(tensor.data().as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect()),
+        _ => None,
+    }
+}
+
+/// What is wrong with the settings, if anything.
+fn fault(settings: &Settings, model: &ModelIdentity) -> Option<String> {
+    if settings.format != FORMAT {
+        return Some(format!("format {} is not supported: this version reads format {FORMAT}", settings.format));
+    }
+    if settings.model != *model {
+        let (theirs, ours) = (&settings.model, model);
+        return Some(format!("the router was trained on {theirs:?}, the model is {ours:?}: train a router for it"));
+    }
+    let mut seen = HashSet::new();
+    if settings.experts.len() < 2 || settings.experts.iter().any(|name| name.is_empty() || !seen.insert(name)) {
+        return Some("experts: name at least two, each once".to_owned());
+    }
+    if !(settings.temperature.is_finite() && settings.temperature > 0.0) {
+        return Some(format!("temperature: {} is not positive", settings.temperature));
+    }
+    if !(0.0..=1.0).contains(&settings.threshold) {
+        return Some(format!("threshold: {} is not between 0 and 1", settings.threshold));
+    }
+    settings.read_out.features.is_empty().then(|| "read_out: features is empty".to_owned())
+}
