@@ -1,0 +1,175 @@
+//! Low-rank adapters under training: `W' = W + (alpha / rank) * B * A` (Hu et al. 2022, LoRA,
+//! equation 3), and the file they are saved in.
+
+use super::optimiser::Parameter;
+use crate::load::{LayerTensor, ModelConfig};
+use crate::{LmError, Result};
+use candle_core::{DType, Device, Tensor};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// A projection that an adapter can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are the architecture's own")]
+pub enum LoraTarget {
+    AttnQ,
+    AttnK,
+    AttnV,
+    AttnOutput,
+    FfnGate,
+    FfnUp,
+    FfnDown,
+}
+
+impl LoraTarget {
+    /// All seven projections of a layer, in the order in which the trainer keeps them.
+    pub const ALL: [Self; 7] = [
+        Self::AttnQ,
+        Self::AttnK,
+        Self::AttnV,
+        Self::AttnOutput,
+        Self::FfnGate,
+        Self::FfnUp,
+        Self::FfnDown,
+    ];
+
+    /// The tensor it stands for.
+    pub fn tensor(self) -> LayerTensor {
+        match self {
+            Self::AttnQ => LayerTensor::AttentionQ,
+            Self::AttnK => LayerTensor::AttentionK,
+            Self::AttnV => LayerTensor::AttentionV,
+            Self::AttnOutput => LayerTensor::AttentionOutput,
+            Self::FfnGate => LayerTensor::FfnGate,
+            Self::FfnUp => LayerTensor::FfnUp,
+            Self::FfnDown => LayerTensor::FfnDown,
+        }
+    }
+}
+
+/// Places of one projection's two matrices among the parameters.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair {
+    a: usize,
+    b: usize,
+}
+
+/// An adapter under training. Parameters are named as in the file, `blk.3.attn_q.lora_a`.
+#[derive(Debug)]
+pub(super) struct Lora {
+    /// First layer that carries adapters.
+    pub(super) first_layer: usize,
+    /// For each layer from `first_layer`, for each of [`LoraTarget::ALL`].
+    pub(super) pairs: Vec<[Option<Pair>; 7]>,
+    pub(super) parameters: Vec<Parameter>,
+    rank: usize,
+    alpha: f32,
+}
+
+impl Lora {
+    /// `A` uniform in `+-sqrt(3 / in)` (variance `1 / in`), `B` zero, so that training starts at the base model.
+    pub(super) fn new(
+        config: &ModelConfig,
+        layers: usize,
+        targets: &[LoraTarget],
+        rank: usize,
+        alpha: f32,
+        seed: u64,
+    ) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let first_layer = config.layers - layers;
+        let mut parameters = Vec::new();
+        let mut pairs = Vec::new();
+        for layer in first_layer..config.layers {
+            pairs.push(LoraTarget::ALL.map(|target| {
+                if !targets.contains(&target) {
+                    return None;
+                }
+                let shape = config.shape(crate::load::TensorName::Layer(layer, target.tensor()));
+                let (rows, columns) = (shape[0], shape[1]);
+                let name = format!("blk.{layer}.{}", target.tensor().name());
+                let bound = (3.0 / columns as f32).sqrt();
+                let a = (0..rank * columns).map(|_| bound * (2.0 * random.random::<f32>() - 1.0)).collect();
+                parameters.push(Parameter::new(format!("{name}.lora_a"), (rank, columns), a));
+                parameters.push(Parameter::new(format!("{name}.lora_b"), (rows, rank), vec![0.0; rows * rank]));
+                Some(Pair { a: parameters.len() - 2, b: parameters.len() - 1 })
+            }));
+        }
+        Self { first_layer, pairs, parameters, rank, alpha }
+    }
+
+    fn scale(&self) -> f64 {
+        f64::from(self.alpha) / self.rank as f64
+    }
+
+    /// `W + (alpha / rank) * B * A`. Merging once a step costs less than two narrow products for
+    /// every token, forwards and backwards.
+    pub(super) fn merge(&self, weight: &Tensor, pair: Pair) -> Result<Tensor> {
+        let (a, b) = (self.parameters[pair.a].tensor()?, self.parameters[pair.b].tensor()?);
+        Ok((weight + (b.matmul(&a)? * self.scale())?)?)
+    }
+
+    /// Gradients of a pair for `y = x W'^T`: with `s = alpha / rank`, `dB = s dy^T (x A^T)` and
+    /// `dA = s (dy B)^T x`, added to `gradients`.
+    pub(super) fn accumulate(
+        &self,
+        pair: Pair,
+        x: &Tensor,
+        dy: &Tensor,
+        gradients: &mut [Option<Tensor>],
+    ) -> Result<()> {
+        let (a, b) = (self.parameters[pair.a].tensor()?, self.parameters[pair.b].tensor()?);
+        let d_b = (dy.t()?.matmul(&x.matmul(&a.t()?)?)? * self.scale())?;
+        let d_a = (dy.matmul(&b)?.t()?.matmul(x)? * self.scale())?;
+        gradients[pair.a] = Some(d_a);
+        gradients[pair.b] = Some(d_b);
+        Ok(())
+    }
+
+    /// Writes the adapter as f16 safetensors. `card` is free JSON for the file's reader.
+    pub(super) fn save(&self, path: &Path, config: &ModelConfig, card: &serde_json::Value) -> Result<()> {
+        let metadata = HashMap::from([
+            ("format".to_owned(), "referral-adapter/1".to_owned()),
+            ("rank".to_owned(), self.rank.to_string()),
+            ("alpha".to_owned(), self.alpha.to_string()),
+            ("base".to_owned(), config.name.clone()),
+            ("base_width".to_owned(), config.width.to_string()),
+            ("base_layers".to_owned(), config.layers.to_string()),
+            ("rope".to_owned(), "interleaved".to_owned()),
+            ("card".to_owned(), card.to_string()),
+        ]);
+        let tensors = self
+            .parameters
+            .iter()
+            .map(|parameter| Ok((parameter.name.clone(), parameter.tensor()?.to_dtype(DType::F16)?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        write_safetensors(path, tensors, metadata)
+    }
+}
+
+/// Writes tensors to a temporary neighbour of `path` and renames it, so that a crash leaves the old file.
+pub(super) fn write_safetensors(
+    path: &Path,
+    tensors: BTreeMap<String, Tensor>,
+    metadata: HashMap<String, String>,
+) -> Result<()> {
+    let io = |source| LmError::Io { path: path.to_owned(), source };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(io)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let tensors = tensors.iter().map(|(name, tensor)| (name, tensor));
+    safetensors::serialize_to_file(tensors, Some(metadata), Path::new(&temporary))
+        .map_err(|error| io(std::io::Error::other(error)))?;
+    std::fs::rename(&temporary, path).map_err(io)
+}
+
+/// Rebuilds a tensor on the CPU from values.
+pub(super) fn tensor(values: &[f32], shape: (usize, usize)) -> Result<Tensor> {
+    Ok(Tensor::from_slice(values, shape, &Device::Cpu)?)
+}
