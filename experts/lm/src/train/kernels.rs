@@ -9,17 +9,16 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Deref;
-use std::sync::RwLockReadGuard;
 
 /// Read access to a tensor's values.
-pub(super) struct Values<'a> {
-    storage: RwLockReadGuard<'a, Storage>,
+pub(super) struct Values<G> {
+    storage: G,
     range: (usize, usize),
 }
 
-impl<'a> Values<'a> {
+impl Values<()> {
     /// Fails unless `tensor` is contiguous f32 on the CPU.
-    pub(super) fn of(tensor: &'a Tensor) -> Result<Self> {
+    pub(super) fn of(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
         let (storage, layout) = tensor.storage_and_layout();
         let Some(range) = layout.contiguous_offsets() else {
             return Err(candle_core::Error::msg("expected a contiguous tensor").into());
@@ -27,11 +26,11 @@ impl<'a> Values<'a> {
         if !matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))) {
             return Err(candle_core::Error::msg("expected f32 values on the CPU").into());
         }
-        Ok(Self { storage, range })
+        Ok(Values { storage, range })
     }
 }
 
-impl Deref for Values<'_> {
+impl<G: Deref<Target = Storage>> Deref for Values<G> {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
         match &*self.storage {
