@@ -378,4 +378,4 @@ fn interleave(weight: &Tensor, heads: usize) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -45,7 +45,11 @@ impl Heads {
                 stacked.extend_from_slice(&packed[start..start + self.dim]);
             }
         }
-        Ok(Tensor::from_vec(stacked, (self.keys, group * n, self.dim), &Device::Cpu)?)
+        Ok(Tensor::from_vec(
+            stacked,
+            (self.keys, group * n, self.dim),
+            &Device::Cpu,
+        )?)
     }
 
     /// The inverse of [`Heads::gather`], for all rows.
@@ -62,7 +66,11 @@ impl Heads {
                 }
             }
         }
-        Ok(Tensor::from_vec(packed, (tokens, heads * self.dim), &Device::Cpu)?)
+        Ok(Tensor::from_vec(
+            packed,
+            (tokens, heads * self.dim),
+            &Device::Cpu,
+        )?)
     }
 
     /// `q` `[tokens, queries * dim]` and `k`, `v` `[tokens, keys * dim]`, rotated already, to
@@ -91,7 +99,15 @@ impl Heads {
                     }
                 })?;
                 let out = probability.matmul(&value)?;
-                Ok((out, SavedRow { query, key, value, probability }))
+                Ok((
+                    out,
+                    SavedRow {
+                        query,
+                        key,
+                        value,
+                        probability,
+                    },
+                ))
             })
             .collect::<Result<Vec<_>>>()?;
         let (outs, saved): (Vec<_>, Vec<_>) = done.into_iter().unzip();

@@ -27,8 +27,15 @@ pub(super) struct Row {
 
 /// Reads JSON lines (`.gz`: compressed) and tidies white space.
 pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
-    let io = |source| LmError::Io { path: path.to_owned(), source };
-    let bad = |detail| LmError::BadFile { path: path.to_owned(), what: "training rows", detail };
+    let io = |source| LmError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let bad = |detail| LmError::BadFile {
+        path: path.to_owned(),
+        what: "training rows",
+        detail,
+    };
     let file = File::open(path).map_err(io)?;
     let reader: Box<dyn Read> = match path.extension().is_some_and(|extension| extension == "gz") {
         true => Box::new(MultiGzDecoder::new(file)),
@@ -41,7 +48,10 @@ pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
             continue;
         }
         let mut row: Row = serde_json::from_str(&line).map_err(|error| {
-            bad(format!("line {}: {error}; expected {{\"question\": .., \"answer\": ..}}", index + 1))
+            bad(format!(
+                "line {}: {error}; expected {{\"question\": .., \"answer\": ..}}",
+                index + 1
+            ))
         })?;
         row.question = tidy(&row.question);
         row.answer = tidy(&row.answer);
@@ -76,9 +86,9 @@ fn tidy(text: &str) -> String {
 /// One row as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sequence {
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     /// Where the answer begins.
-    answer: usize,
+    pub(super) answer: usize,
 }
 
 /// Turns rows into sequences.
@@ -99,8 +109,10 @@ impl Encoder<'_> {
             (None, []) => None,
             (None, systems) => Some(systems[random.random_range(0..systems.len())].as_str()),
         };
-        let mut tokens = self.tokenizer.encode_chat(&single_turn(system, &row.question), true)?;
-        if tokens.len() > self.max_tokens * 3 / 4 {
+        let mut tokens = self
+            .tokenizer
+            .encode_chat(&single_turn(system, &row.question), true)?;
+        if tokens.is_empty() || tokens.len() > self.max_tokens * 3 / 4 {
             return Ok(None);
         }
         let answer = tokens.len();
@@ -126,10 +138,15 @@ impl Encoder<'_> {
 
 /// The longest prefix of at most `bytes` that ends a sentence and is shorter than the text.
 fn whole_sentences(text: &str, bytes: usize) -> Option<&str> {
-    let ends = text.char_indices().zip(text.chars().skip(1)).filter_map(|((at, mark), next)| {
-        (matches!(mark, '.' | '?' | '!') && next.is_whitespace()).then_some(at + 1)
-    });
-    ends.take_while(|&end| end <= bytes).last().map(|end| &text[..end])
+    let ends = text
+        .char_indices()
+        .zip(text.chars().skip(1))
+        .filter_map(|((at, mark), next)| {
+            (matches!(mark, '.' | '?' | '!') && next.is_whitespace()).then_some(at + 1)
+        });
+    ends.take_while(|&end| end <= bytes)
+        .last()
+        .map(|end| &text[..end])
 }
 
 /// Sequences packed together.
@@ -144,10 +161,11 @@ pub(super) struct Batch {
     pub(super) targets: Vec<u32>,
     /// The token after which each target comes.
     pub(super) predicted_from: Vec<u32>,
+    sequences: Vec<Sequence>,
 }
 
 impl Batch {
-    pub(super) fn push(&mut self, sequence: &Sequence) {
+    pub(super) fn push(&mut self, sequence: Sequence) {
         let start = self.tokens.len();
         self.tokens.extend(&sequence.tokens);
         self.positions.extend(0..sequence.tokens.len());
@@ -156,6 +174,21 @@ impl Batch {
             self.targets.push(sequence.tokens[at]);
             self.predicted_from.push((start + at - 1) as u32);
         }
+        self.sequences.push(sequence);
+    }
+
+    /// Splits the rows into at most `parts` batches of about as many tokens: the longest row first,
+    /// each to the part with the fewest so far.
+    pub(super) fn split(&self, parts: usize) -> Vec<Self> {
+        let mut order: Vec<&Sequence> = self.sequences.iter().collect();
+        order.sort_by_key(|sequence| std::cmp::Reverse(sequence.tokens.len()));
+        let mut split = vec![Self::default(); parts.min(order.len())];
+        for sequence in order {
+            if let Some(part) = split.iter_mut().min_by_key(|part| part.tokens.len()) {
+                part.push(sequence.clone());
+            }
+        }
+        split
     }
 }
 
@@ -173,7 +206,13 @@ pub(super) struct Feed<'a> {
 impl<'a> Feed<'a> {
     pub(super) fn new(rows: &'a [Row], encoder: Encoder<'a>, seed: u64) -> Self {
         let random = ChaCha8Rng::seed_from_u64(seed);
-        Self { rows, encoder, random, order: Vec::new(), held: None }
+        Self {
+            rows,
+            encoder,
+            random,
+            order: Vec::new(),
+            held: None,
+        }
     }
 
     /// The next rows whose tokens are at most `batch_tokens` together (or a single longer row).
@@ -188,7 +227,7 @@ impl<'a> Feed<'a> {
                 self.held = Some(sequence);
                 return Ok(batch);
             }
-            batch.push(&sequence);
+            batch.push(sequence);
         }
     }
 
@@ -236,7 +275,7 @@ pub(super) fn sample(
         sequences.extend(encoder.encode(&rows[index], &mut random)?);
     }
     let mut batches: Vec<Batch> = Vec::new();
-    for sequence in &sequences {
+    for sequence in sequences {
         match batches.last_mut() {
             Some(batch) if batch.tokens.len() + sequence.tokens.len() <= batch_tokens => batch.push(sequence),
             _ => {
@@ -247,4 +286,73 @@ pub(super) fn sample(
         }
     }
     Ok(batches)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tidies_white_space_only() {
+        assert_eq!(
+            tidy("  Signs : fever ,  pain .\n\n dose  .5 mg "),
+            "Signs: fever, pain.\ndose .5 mg"
+        );
+    }
+
+    #[test]
+    fn cuts_after_whole_sentences() {
+        let text = "One is. Two are? 3.5 mg more. Four.";
+        assert_eq!(whole_sentences(text, 100), Some("One is. Two are? 3.5 mg more."));
+        assert_eq!(whole_sentences(text, 28), Some("One is. Two are?"));
+        assert_eq!(whole_sentences(text, 6), None);
+        assert_eq!(whole_sentences("Ærø. Å", 7), Some("Ærø."));
+    }
+
+    #[test]
+    fn packs_rows_side_by_side() {
+        let mut batch = Batch::default();
+        batch.push(Sequence {
+            tokens: vec![5, 6, 7, 8],
+            answer: 2,
+        });
+        batch.push(Sequence {
+            tokens: vec![9, 10],
+            answer: 1,
+        });
+        assert_eq!(batch.rows, [0..4, 4..6]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 0, 1]);
+        assert_eq!(batch.targets, [7, 8, 10]);
+        assert_eq!(batch.predicted_from, [1, 2, 4]);
+    }
+
+    #[test]
+    fn splits_rows_evenly_and_loses_none() {
+        let mut batch = Batch::default();
+        for length in [2, 9, 4, 5, 3] {
+            batch.push(Sequence {
+                tokens: vec![7; length],
+                answer: 1,
+            });
+        }
+        let lengths = |batch: &Batch| batch.rows.iter().map(Range::len).collect::<Vec<_>>();
+        let split: Vec<_> = batch.split(2).iter().map(lengths).collect();
+        assert_eq!(split, [vec![9, 3], vec![5, 4, 2]]);
+        assert_eq!(batch.split(9).len(), 5);
+    }
+
+    #[test]
+    fn names_the_line_of_a_bad_row() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rows.jsonl");
+        std::fs::write(
+            &path,
+            "{\"question\": \"a\", \"answer\": \"b\"}\n{\"question\": 3}\n",
+        )
+        .unwrap();
+        let error = read_rows(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(matches!(read_rows(&path), Err(LmError::BadFile { .. })));
+    }
 }

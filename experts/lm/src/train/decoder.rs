@@ -53,7 +53,13 @@ pub(super) struct Decoder {
     rotary: Rotary,
 }
 
-/// Summed loss of a batch and the gradient of every adapter parameter of the *mean* loss.
+/// The adapted layers' projections with the adapter merged in, from the first such layer on.
+pub(super) struct Merged {
+    first_layer: usize,
+    layers: Vec<Projections>,
+}
+
+/// Summed loss of a batch and the gradient of every adapter parameter.
 pub(super) struct LossAndGradients {
     pub(super) loss: f64,
     pub(super) gradients: Vec<Option<Tensor>>,
@@ -81,47 +87,81 @@ impl Decoder {
             false => checkpoint.tensor(TensorName::Output)?,
         };
         let rotary = Rotary::new(positions, config.head_dim, config.rope_base);
-        Ok(Self { output_norm: vector(TensorName::OutputNorm)?, config, embedding, output, layers, rotary })
+        Ok(Self {
+            output_norm: vector(TensorName::OutputNorm)?,
+            config,
+            embedding,
+            output,
+            layers,
+            rotary,
+        })
     }
 
     pub(super) fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Summed loss, in nats, over the batch's targets; `lora` is the adapter to apply, if any.
-    pub(super) fn loss(&self, batch: &Batch, lora: Option<&Lora>) -> Result<f64> {
-        let mut x = self.embed(batch)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let merged = self.merged(index, lora)?;
-            x = self.layer_forward(layer, merged.as_ref().unwrap_or(&layer.projections), x, batch)?.0;
-        }
-        Ok(self.head(&x, batch, false)?.0)
+    /// Merges the adapter into the projections of its layers.
+    pub(super) fn merge(&self, lora: &Lora) -> Result<Merged> {
+        let layers = (self.layers[lora.first_layer..].iter().zip(&lora.pairs))
+            .map(|(layer, pairs)| {
+                let mut merged = layer.projections.clone();
+                for (weight, pair) in merged.iter_mut().zip(pairs) {
+                    if let Some(pair) = pair {
+                        *weight = lora.merge(weight, *pair)?;
+                    }
+                }
+                Ok(merged)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Merged {
+            first_layer: lora.first_layer,
+            layers,
+        })
     }
 
-    /// Loss and gradients of the adapter on one batch.
-    pub(super) fn loss_and_gradients(&self, batch: &Batch, lora: &Lora) -> Result<LossAndGradients> {
+    /// Summed loss, in nats, over the batch's targets, with the adapter if there is one.
+    pub(super) fn loss(&self, batch: &Batch, adapter: Option<&Merged>) -> Result<f64> {
         let mut x = self.embed(batch)?;
-        let mut trail = Vec::with_capacity(lora.pairs.len());
         for (index, layer) in self.layers.iter().enumerate() {
-            match self.merged(index, Some(lora))? {
-                None => x = self.layer_forward(layer, &layer.projections, x, batch)?.0,
-                Some(merged) => {
-                    let (y, saved) = self.layer_forward(layer, &merged, x, batch)?;
-                    x = y;
-                    trail.push((layer, merged, saved));
-                }
-            }
+            let merged = adapter.and_then(|a| a.layers.get(index.checked_sub(a.first_layer)?));
+            x = self
+                .layer_forward(layer, merged.unwrap_or(&layer.projections), x, batch)?
+                .0;
         }
-        let (loss, mut dy) = self.head(&x, batch, true)?;
+        Ok(self.head(&x, batch, None)?.0)
+    }
+
+    /// Summed loss of one batch, and the gradients of `scale` times that loss with respect to the
+    /// adapter `lora`, whose merged form is `merged`.
+    pub(super) fn loss_and_gradients(
+        &self,
+        batch: &Batch,
+        lora: &Lora,
+        merged: &Merged,
+        scale: f32,
+    ) -> Result<LossAndGradients> {
+        let mut x = self.embed(batch)?;
+        let (frozen, adapted) = self.layers.split_at(merged.first_layer);
+        for layer in frozen {
+            x = self.layer_forward(layer, &layer.projections, x, batch)?.0;
+        }
+        let mut trail = Vec::with_capacity(adapted.len());
+        for (layer, projections) in adapted.iter().zip(&merged.layers) {
+            let (y, saved) = self.layer_forward(layer, projections, x, batch)?;
+            x = y;
+            trail.push((layer, projections, saved));
+        }
+        let (loss, mut dy) = self.head(&x, batch, Some(scale))?;
         let mut gradients = vec![None; lora.parameters.len()];
-        while let Some((layer, merged, saved)) = trail.pop() {
+        while let Some((layer, projections, saved)) = trail.pop() {
             let pairs = &lora.pairs[trail.len()];
             let mut learn = |target: usize, x: &Tensor, dy: &Tensor| match pairs[target] {
-                Some(pair) => lora.accumulate(pair, x, dy, &mut gradients),
+                Some(pair) => lora.gradients(pair, x, dy, &mut gradients),
                 None => Ok(()),
             };
             let lowest = trail.is_empty();
-            dy = self.layer_backward(layer, &merged, saved, &dy, batch, lowest, &mut learn)?;
+            dy = self.layer_backward(layer, projections, saved, &dy, batch, lowest, &mut learn)?;
         }
         Ok(LossAndGradients { loss, gradients })
     }
@@ -131,24 +171,12 @@ impl Decoder {
         Ok(self.embedding.index_select(&tokens, 0)?)
     }
 
-    /// The projections of an adapted layer with the adapter merged in; `None` if it has none.
-    fn merged(&self, layer: usize, lora: Option<&Lora>) -> Result<Option<Projections>> {
-        let Some((lora, pairs)) = lora
-            .and_then(|lora| Some((lora, lora.pairs.get(layer.checked_sub(lora.first_layer)?)?)))
-        else {
-            return Ok(None);
-        };
-        let mut merged = self.layers[layer].projections.clone();
-        for (weight, pair) in merged.iter_mut().zip(pairs) {
-            if let Some(pair) = pair {
-                *weight = lora.merge(weight, *pair)?;
-            }
-        }
-        Ok(Some(merged))
-    }
-
     fn heads(&self) -> Heads {
-        Heads { queries: self.config.heads, keys: self.config.kv_heads, dim: self.config.head_dim }
+        Heads {
+            queries: self.config.heads,
+            keys: self.config.kv_heads,
+            dim: self.config.head_dim,
+        }
     }
 
     fn layer_forward(
@@ -160,8 +188,12 @@ impl Decoder {
     ) -> Result<(Tensor, Saved)> {
         let epsilon = self.config.rms_epsilon;
         let (attention_in, attention_root) = kernels::rms_norm(&x, &layer.attention_norm, epsilon)?;
-        let q = self.rotary.rotate(&attention_in.matmul(&wq.t()?)?, &batch.positions, false)?;
-        let k = self.rotary.rotate(&attention_in.matmul(&wk.t()?)?, &batch.positions, false)?;
+        let q = self
+            .rotary
+            .rotate(&attention_in.matmul(&wq.t()?)?, &batch.positions, false)?;
+        let k = self
+            .rotary
+            .rotate(&attention_in.matmul(&wk.t()?)?, &batch.positions, false)?;
         let v = attention_in.matmul(&wv.t()?)?;
         let (attention_out, attention) = self.heads().forward(&q, &k, &v, &batch.rows)?;
         let h = (&x + attention_out.matmul(&wo.t()?)?)?;
@@ -188,7 +220,10 @@ impl Decoder {
 
     /// From the gradient of a layer's output to that of its input (`dy` itself, meaningless, for
     /// the lowest adapted layer). `learn` is told of every projection's input and output gradient.
-    #[expect(clippy::too_many_arguments, reason = "a layer's forward state is what it takes")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a layer's forward state is what it takes"
+    )]
     fn layer_backward(
         &self,
         layer: &Layer,
@@ -206,7 +241,9 @@ impl Decoder {
         let d_ffn_in = (d_gate.matmul(w_gate)? + d_up.matmul(w_up)?)?;
         let dh = (dy + kernels::rms_norm_backward(&saved.h, &layer.ffn_norm, &saved.ffn_root, &d_ffn_in)?)?;
         learn(3, &saved.attention_out, &dh)?;
-        let (dq, dk, dv) = self.heads().backward(&saved.attention, &dh.matmul(wo)?, &batch.rows)?;
+        let (dq, dk, dv) = self
+            .heads()
+            .backward(&saved.attention, &dh.matmul(wo)?, &batch.rows)?;
         let dq = self.rotary.rotate(&dq, &batch.positions, true)?;
         let dk = self.rotary.rotate(&dk, &batch.positions, true)?;
         learn(2, &saved.attention_in, &dv)?;
@@ -216,15 +253,21 @@ impl Decoder {
             return Ok(dh);
         }
         let d_in = ((dq.matmul(wq)? + dk.matmul(wk)?)? + dv.matmul(wv)?)?;
-        Ok((dh + kernels::rms_norm_backward(&saved.x, &layer.attention_norm, &saved.attention_root, &d_in)?)?)
+        Ok(
+            (dh + kernels::rms_norm_backward(
+                &saved.x,
+                &layer.attention_norm,
+                &saved.attention_root,
+                &d_in,
+            )?)?,
+        )
     }
 
-    /// Summed loss over the batch's targets and, if asked, the gradient of the mean loss with
-    /// respect to the last layer's output `x` (else an empty one).
-    fn head(&self, x: &Tensor, batch: &Batch, backward: bool) -> Result<(f64, Tensor)> {
-        let scale = 1.0 / batch.targets.len().max(1) as f32;
+    /// Summed loss over the batch's targets and, if `scale` is given, the gradient of `scale` times
+    /// that loss with respect to the last layer's output `x` (else an empty one).
+    fn head(&self, x: &Tensor, batch: &Batch, scale: Option<f32>) -> Result<(f64, Tensor)> {
         let mut loss = 0.0;
-        let mut dx = vec![0.0; if backward { x.elem_count() } else { 0 }];
+        let mut dx = vec![0.0; if scale.is_some() { x.elem_count() } else { 0 }];
         let width = self.config.width;
         for start in (0..batch.targets.len()).step_by(HEAD_ROWS) {
             let piece: Range<usize> = start..(start + HEAD_ROWS).min(batch.targets.len());
@@ -232,8 +275,9 @@ impl Decoder {
             let chosen = x.index_select(&Tensor::from_slice(at, at.len(), &Device::Cpu)?, 0)?;
             let (normed, root) = kernels::rms_norm(&chosen, &self.output_norm, self.config.rms_epsilon)?;
             let logits = normed.matmul(&self.output.t()?)?;
-            loss += kernels::cross_entropy_gradient(&logits, &batch.targets[piece], scale)?;
-            if backward {
+            let targets = &batch.targets[piece];
+            loss += kernels::cross_entropy_gradient(&logits, targets, scale.unwrap_or(0.0))?;
+            if scale.is_some() {
                 let d_normed = logits.matmul(&self.output)?;
                 let d = kernels::rms_norm_backward(&chosen, &self.output_norm, &root, &d_normed)?;
                 for (row, &at) in kernels::Values::of(&d)?.chunks(width).zip(at) {
@@ -241,7 +285,7 @@ impl Decoder {
                 }
             }
         }
-        let shape = if backward { x.dims2()? } else { (0, width) };
-        Ok((loss, Tensor::from_vec(dx, shape, &Device::Cpu)?))
+        let tokens = if scale.is_some() { x.dim(0)? } else { 0 };
+        Ok((loss, Tensor::from_vec(dx, (tokens, width), &Device::Cpu)?))
     }
 }

@@ -91,15 +91,16 @@ pub(super) fn rms_norm(x: &Tensor, gain: &[f32], epsilon: f64) -> Result<(Tensor
     let width = gain.len();
     let mut y = vec![0.0; values.len()];
     let mut reciprocal = vec![0.0; values.len() / width];
-    y.par_chunks_mut(width).zip(values.par_chunks(width)).zip(&mut reciprocal).for_each(
-        |((y, x), reciprocal)| {
+    y.par_chunks_mut(width)
+        .zip(values.par_chunks(width))
+        .zip(&mut reciprocal)
+        .for_each(|((y, x), reciprocal)| {
             let square: f32 = x.iter().map(|x| x * x).sum();
             *reciprocal = 1.0 / (square / width as f32 + epsilon as f32).sqrt();
             for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
                 *y = x * *reciprocal * gain;
             }
-        },
-    );
+        });
     Ok((Tensor::from_vec(y, x.shape(), x.device())?, reciprocal))
 }
 
@@ -113,7 +114,12 @@ pub(super) fn rms_norm_backward(x: &Tensor, gain: &[f32], reciprocal: &[f32], dy
         .zip(dy_values.par_chunks(width))
         .zip(reciprocal)
         .for_each(|(((dx, x), dy), &reciprocal)| {
-            let inner: f32 = x.iter().zip(dy).zip(gain).map(|((x, dy), gain)| x * dy * gain).sum();
+            let inner: f32 = x
+                .iter()
+                .zip(dy)
+                .zip(gain)
+                .map(|((x, dy), gain)| x * dy * gain)
+                .sum();
             let pull = inner * reciprocal * reciprocal / width as f32;
             for (((dx, x), dy), gain) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
                 *dx = reciprocal * (dy * gain - x * pull);
@@ -127,13 +133,14 @@ pub(super) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gates, ups) = (Values::of(gate)?, Values::of(up)?);
     let mut y = vec![0.0; gates.len()];
     let width = gate.dim(1)?;
-    y.par_chunks_mut(width).zip(gates.par_chunks(width)).zip(ups.par_chunks(width)).for_each(
-        |((y, gate), up)| {
+    y.par_chunks_mut(width)
+        .zip(gates.par_chunks(width))
+        .zip(ups.par_chunks(width))
+        .for_each(|((y, gate), up)| {
             for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
                 *y = gate * up / (1.0 + exp(-gate));
             }
-        },
-    );
+        });
     Ok(Tensor::from_vec(y, gate.shape(), gate.device())?)
 }
 
@@ -176,7 +183,9 @@ impl Rotary {
         let angles = (0..positions).flat_map(|position| {
             (0..half).map(move |i| position as f64 * f64::from(base).powf(-2.0 * i as f64 / head_dim as f64))
         });
-        let (sine, cosine) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
+        let (sine, cosine) = angles
+            .map(|angle| (angle.sin() as f32, angle.cos() as f32))
+            .unzip();
         Self { cosine, sine, half }
     }
 
@@ -187,8 +196,10 @@ impl Rotary {
         let width = x.dim(1)?;
         let sign = if backward { -1.0 } else { 1.0 };
         let mut y = vec![0.0; values.len()];
-        y.par_chunks_mut(width).zip(values.par_chunks(width)).zip(positions).for_each(
-            |((y, x), &position)| {
+        y.par_chunks_mut(width)
+            .zip(values.par_chunks(width))
+            .zip(positions)
+            .for_each(|((y, x), &position)| {
                 let angles = position * self.half..(position + 1) * self.half;
                 let (cosine, sine) = (&self.cosine[angles.clone()], &self.sine[angles]);
                 for (y, x) in y.chunks_mut(2 * self.half).zip(x.chunks(2 * self.half)) {
@@ -198,8 +209,7 @@ impl Rotary {
                         y[1] = x[0] * s + x[1] * c;
                     }
                 }
-            },
-        );
+            });
         Ok(Tensor::from_vec(y, x.shape(), x.device())?)
     }
 }
@@ -210,25 +220,29 @@ pub(super) fn cross_entropy_gradient(logits: &Tensor, targets: &[u32], scale: f3
     let width = logits.dim(1)?;
     let mut losses = vec![0.0_f64; targets.len()];
     rewrite(logits, |values| {
-        values.par_chunks_mut(width).zip(targets).zip(&mut losses).for_each(|((row, &target), loss)| {
-            let target = target as usize;
-            let wanted = row[target];
-            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            // Sums of short stretches keep the rounding error of a 49,152-term sum small.
-            let mut sum = 0.0_f64;
-            for stretch in row.chunks_mut(256) {
-                let mut part = 0.0;
-                for value in stretch {
-                    *value = exp(*value - largest);
-                    part += *value;
+        values
+            .par_chunks_mut(width)
+            .zip(targets)
+            .zip(&mut losses)
+            .for_each(|((row, &target), loss)| {
+                let target = target as usize;
+                let wanted = row[target];
+                let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                // Sums of short stretches keep the rounding error of a 49,152-term sum small.
+                let mut sum = 0.0_f64;
+                for stretch in row.chunks_mut(256) {
+                    let mut part = 0.0;
+                    for value in stretch {
+                        *value = exp(*value - largest);
+                        part += *value;
+                    }
+                    sum += f64::from(part);
                 }
-                sum += f64::from(part);
-            }
-            *loss = sum.ln() + f64::from(largest) - f64::from(wanted);
-            let factor = scale / sum as f32;
-            row.iter_mut().for_each(|value| *value *= factor);
-            row[target] -= scale;
-        });
+                *loss = sum.ln() + f64::from(largest) - f64::from(wanted);
+                let factor = scale / sum as f32;
+                row.iter_mut().for_each(|value| *value *= factor);
+                row[target] -= scale;
+            });
     })?;
     Ok(losses.iter().sum())
 }

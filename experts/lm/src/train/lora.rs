@@ -93,13 +93,28 @@ impl Lora {
                 let (rows, columns) = (shape[0], shape[1]);
                 let name = format!("blk.{layer}.{}", target.tensor().name());
                 let bound = (3.0 / columns as f32).sqrt();
-                let a = (0..rank * columns).map(|_| bound * (2.0 * random.random::<f32>() - 1.0)).collect();
+                let a = (0..rank * columns)
+                    .map(|_| bound * (2.0 * random.random::<f32>() - 1.0))
+                    .collect();
                 parameters.push(Parameter::new(format!("{name}.lora_a"), (rank, columns), a));
-                parameters.push(Parameter::new(format!("{name}.lora_b"), (rows, rank), vec![0.0; rows * rank]));
-                Some(Pair { a: parameters.len() - 2, b: parameters.len() - 1 })
+                parameters.push(Parameter::new(
+                    format!("{name}.lora_b"),
+                    (rows, rank),
+                    vec![0.0; rows * rank],
+                ));
+                Some(Pair {
+                    a: parameters.len() - 2,
+                    b: parameters.len() - 1,
+                })
             }));
         }
-        Self { first_layer, pairs, parameters, rank, alpha }
+        Self {
+            first_layer,
+            pairs,
+            parameters,
+            rank,
+            alpha,
+        }
     }
 
     fn scale(&self) -> f64 {
@@ -109,24 +124,28 @@ impl Lora {
     /// `W + (alpha / rank) * B * A`. Merging once a step costs less than two narrow products for
     /// every token, forwards and backwards.
     pub(super) fn merge(&self, weight: &Tensor, pair: Pair) -> Result<Tensor> {
-        let (a, b) = (self.parameters[pair.a].tensor()?, self.parameters[pair.b].tensor()?);
+        let (a, b) = (
+            self.parameters[pair.a].tensor()?,
+            self.parameters[pair.b].tensor()?,
+        );
         Ok((weight + (b.matmul(&a)? * self.scale())?)?)
     }
 
     /// Gradients of a pair for `y = x W'^T`: with `s = alpha / rank`, `dB = s dy^T (x A^T)` and
-    /// `dA = s (dy B)^T x`, added to `gradients`.
-    pub(super) fn accumulate(
+    /// `dA = s (dy B)^T x`, put into `gradients`.
+    pub(super) fn gradients(
         &self,
         pair: Pair,
         x: &Tensor,
         dy: &Tensor,
         gradients: &mut [Option<Tensor>],
     ) -> Result<()> {
-        let (a, b) = (self.parameters[pair.a].tensor()?, self.parameters[pair.b].tensor()?);
-        let d_b = (dy.t()?.matmul(&x.matmul(&a.t()?)?)? * self.scale())?;
-        let d_a = (dy.matmul(&b)?.t()?.matmul(x)? * self.scale())?;
-        gradients[pair.a] = Some(d_a);
-        gradients[pair.b] = Some(d_b);
+        let (a, b) = (
+            self.parameters[pair.a].tensor()?,
+            self.parameters[pair.b].tensor()?,
+        );
+        gradients[pair.b] = Some((dy.t()?.matmul(&x.matmul(&a.t()?)?)? * self.scale())?);
+        gradients[pair.a] = Some((dy.matmul(&b)?.t()?.matmul(x)? * self.scale())?);
         Ok(())
     }
 
@@ -157,7 +176,10 @@ pub(super) fn write_safetensors(
     tensors: BTreeMap<String, Tensor>,
     metadata: HashMap<String, String>,
 ) -> Result<()> {
-    let io = |source| LmError::Io { path: path.to_owned(), source };
+    let io = |source| LmError::Io {
+        path: path.to_owned(),
+        source,
+    };
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(io)?;
     }

@@ -10,6 +10,7 @@ mod decoder;
 mod kernels;
 mod lora;
 mod optimiser;
+mod parallel;
 mod state;
 
 pub use lora::LoraTarget;
@@ -17,10 +18,11 @@ pub use lora::LoraTarget;
 use crate::load::Checkpoint;
 use crate::tokenize::Tokenizer;
 use crate::{LmError, Result};
-use data::{Encoder, Feed};
-use decoder::Decoder;
+use data::{Batch, Encoder, Feed};
+use decoder::{Decoder, LossAndGradients};
 use indicatif::{ProgressBar, ProgressStyle};
 use lora::Lora;
+use parallel::Workers;
 use serde::{Deserialize, Serialize};
 use state::{Counts, Curve};
 use std::path::PathBuf;
@@ -134,14 +136,22 @@ impl TrainAdapterOptions {
             }
         }
         if !(0.0..1.0).contains(&self.weight_decay) {
-            return Err(invalid("weight_decay", self.weight_decay, "give 0 or more and less than 1".into()));
+            return Err(invalid(
+                "weight_decay",
+                self.weight_decay,
+                "give 0 or more and less than 1".into(),
+            ));
         }
         Ok(())
     }
 }
 
 fn invalid(field: &'static str, value: impl ToString, fix: String) -> LmError {
-    LmError::Invalid { field, value: value.to_string(), fix }
+    LmError::Invalid {
+        field,
+        value: value.to_string(),
+        fix,
+    }
 }
 
 /// One step of a run.
@@ -221,35 +231,40 @@ pub fn train_adapter(
     progress: &mut (dyn FnMut(&StepRecord) + Send),
 ) -> Result<TrainReport> {
     options.check(checkpoint)?;
-    match options.threads {
-        None => run(checkpoint, tokenizer, options, progress),
-        Some(threads) => rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|error| invalid("threads", threads, error.to_string()))?
-            .install(|| run(checkpoint, tokenizer, options, progress)),
+    let (words, rows) = (tokenizer.vocabulary(), checkpoint.config().vocabulary);
+    if words > rows {
+        let fix = format!("the model has {rows} embeddings: give the model's own tokenizer");
+        return Err(invalid("tokenizer vocabulary", words, fix));
     }
-}
-
-fn run(
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
-    options: &TrainAdapterOptions,
-    progress: &mut (dyn FnMut(&StepRecord) + Send),
-) -> Result<TrainReport> {
-    let encoder = || Encoder { tokenizer, systems: &options.systems, max_tokens: options.max_tokens };
+    let encoder = || Encoder {
+        tokenizer,
+        systems: &options.systems,
+        max_tokens: options.max_tokens,
+    };
     let rows = data::read_rows(&options.data)?;
     let dev = match &options.dev {
         Some(path) => {
             let rows = data::read_rows(path)?;
-            data::sample(&rows, &encoder(), options.dev_rows, options.batch_tokens, options.seed)?
+            data::sample(
+                &rows,
+                &encoder(),
+                options.dev_rows,
+                options.batch_tokens,
+                options.seed,
+            )?
         }
         None => Vec::new(),
     };
     let decoder = Decoder::load(checkpoint, options.max_tokens)?;
     let config = decoder.config();
-    let mut lora =
-        Lora::new(config, options.layers, &options.targets, options.rank, options.alpha, options.seed);
+    let mut lora = Lora::new(
+        config,
+        options.layers,
+        &options.targets,
+        options.rank,
+        options.alpha,
+        options.seed,
+    );
     let mut feed = Feed::new(&rows, encoder(), options.seed);
     let resumed = match options.resume {
         true => state::restore(options, &config.name, &mut lora)?,
@@ -259,6 +274,7 @@ fn run(
     for _ in 0..counts.steps {
         feed.batch(options.batch_tokens)?;
     }
+    let workers = Workers::new(options.threads)?;
     let mut curve = Curve::open(&options.out, counts.steps)?;
     let bar = progress_bar(options.steps, counts.steps);
     let before = counts;
@@ -267,7 +283,7 @@ fn run(
     while counts.steps < options.steps {
         let batch = feed.batch(options.batch_tokens)?;
         let answer_tokens = batch.targets.len();
-        let result = decoder.loss_and_gradients(&batch, &lora)?;
+        let result = step(&decoder, &lora, &batch, &workers)?;
         let rate =
             optimiser::learning_rate(counts.steps, options.steps, options.warmup, options.learning_rate);
         let gradient_norm = optimiser::update(
@@ -302,7 +318,10 @@ fn run(
         curve.push(&record)?;
         progress(&record);
         bar.set_position(counts.steps as u64);
-        bar.set_message(format!("loss {:.3}, {:.0} tokens/s", record.loss, record.tokens_per_second));
+        bar.set_message(format!(
+            "loss {:.3}, {:.0} tokens/s",
+            record.loss, record.tokens_per_second
+        ));
         if bar.is_hidden() && logged.elapsed() >= LOG_EVERY {
             logged = Instant::now();
             tracing::info!(
@@ -331,24 +350,57 @@ fn run(
         tokens_per_second: counts.tokens as f64 / counts.seconds.max(1e-9),
         first_loss: mean(&losses[..window]),
         last_loss: mean(&losses[losses.len() - window..]),
-        parameters: lora.parameters.iter().map(|parameter| parameter.values.len()).sum(),
+        parameters: lora
+            .parameters
+            .iter()
+            .map(|parameter| parameter.values.len())
+            .sum(),
         dev: None,
     };
     lora.save(&options.out, config, &card(options, &report))?;
     if !dev.is_empty() {
         tracing::info!(batches = dev.len(), "measuring perplexity on held-out rows");
-        report.dev = Some(measure(&decoder, &lora, &dev)?);
+        report.dev = Some(measure(&decoder, &lora, &dev, &workers)?);
         lora.save(&options.out, config, &card(options, &report))?;
     }
     Ok(report)
 }
 
+/// Summed loss of a batch and the gradients of its mean loss, computed by all workers.
+fn step(decoder: &Decoder, lora: &Lora, batch: &Batch, workers: &Workers) -> Result<LossAndGradients> {
+    let merged = decoder.merge(lora)?;
+    let scale = 1.0 / batch.targets.len() as f32;
+    let parts = workers.map(batch, |part| {
+        decoder.loss_and_gradients(part, lora, &merged, scale)
+    })?;
+    let mut sum = LossAndGradients {
+        loss: 0.0,
+        gradients: vec![None; lora.parameters.len()],
+    };
+    for part in parts {
+        sum.loss += part.loss;
+        for (sum, gradient) in sum.gradients.iter_mut().zip(part.gradients) {
+            *sum = match (sum.take(), gradient) {
+                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
+                (sum, gradient) => sum.or(gradient),
+            };
+        }
+    }
+    Ok(sum)
+}
+
 /// Perplexity of base model and adapter on the same batches.
-fn measure(decoder: &Decoder, lora: &Lora, batches: &[data::Batch]) -> Result<DevReport> {
+fn measure(decoder: &Decoder, lora: &Lora, batches: &[Batch], workers: &Workers) -> Result<DevReport> {
+    let merged = decoder.merge(lora)?;
     let (mut base, mut adapted) = (0.0, 0.0);
     for batch in batches {
-        base += decoder.loss(batch, None)?;
-        adapted += decoder.loss(batch, Some(lora))?;
+        let losses = workers.map(batch, |part| {
+            Ok((decoder.loss(part, None)?, decoder.loss(part, Some(&merged))?))
+        })?;
+        for (without, with) in losses {
+            base += without;
+            adapted += with;
+        }
     }
     let answer_tokens: usize = batches.iter().map(|batch| batch.targets.len()).sum();
     let perplexity = |loss: f64| (loss / answer_tokens.max(1) as f64).exp();

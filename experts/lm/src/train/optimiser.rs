@@ -23,7 +23,13 @@ pub(super) struct Parameter {
 impl Parameter {
     pub(super) fn new(name: String, shape: (usize, usize), values: Vec<f32>) -> Self {
         let zeros = vec![0.0; values.len()];
-        Self { name, shape, mean: zeros.clone(), square: zeros, values }
+        Self {
+            name,
+            shape,
+            mean: zeros.clone(),
+            square: zeros,
+            values,
+        }
     }
 
     pub(super) fn tensor(&self) -> Result<Tensor> {
@@ -53,7 +59,10 @@ pub(super) fn update(
 ) -> Result<f64> {
     let mut square = 0.0;
     for gradient in gradients.iter().flatten() {
-        square += Values::of(gradient)?.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+        square += Values::of(gradient)?
+            .iter()
+            .map(|&g| f64::from(g) * f64::from(g))
+            .sum::<f64>();
     }
     let norm = square.sqrt();
     let factor = if norm > clip { (clip / norm) as f32 } else { 1.0 };
@@ -66,7 +75,9 @@ pub(super) fn update(
         let Some(gradient) = gradient else { continue };
         let gradient = Values::of(gradient)?;
         let moments = parameter.mean.iter_mut().zip(&mut parameter.square);
-        for ((value, (mean, square)), gradient) in parameter.values.iter_mut().zip(moments).zip(gradient.iter()) {
+        for ((value, (mean, square)), gradient) in
+            parameter.values.iter_mut().zip(moments).zip(gradient.iter())
+        {
             let gradient = gradient * factor;
             *mean = keep_1 * *mean + (1.0 - keep_1) * gradient;
             *square = keep_2 * *square + (1.0 - keep_2) * gradient * gradient;

@@ -55,15 +55,26 @@ pub(super) fn save(options: &TrainAdapterOptions, base: &str, lora: &Lora, count
     let path = state_path(&options.out);
     let mut tensors = BTreeMap::new();
     for parameter in &lora.parameters {
-        let parts = [("value", &parameter.values), ("mean", &parameter.mean), ("square", &parameter.square)];
+        let parts = [
+            ("value", &parameter.values),
+            ("mean", &parameter.mean),
+            ("square", &parameter.square),
+        ];
         for (part, values) in parts {
-            tensors.insert(format!("{}.{part}", parameter.name), tensor(values, parameter.shape)?);
+            tensors.insert(
+                format!("{}.{part}", parameter.name),
+                tensor(values, parameter.shape)?,
+            );
         }
     }
-    let counts = serde_json::to_string(&counts)
-        .map_err(|error| LmError::Io { path: path.clone(), source: error.into() })?;
-    let metadata =
-        HashMap::from([("identity".to_owned(), identity(options, base)), ("counts".to_owned(), counts)]);
+    let counts = serde_json::to_string(&counts).map_err(|error| LmError::Io {
+        path: path.clone(),
+        source: error.into(),
+    })?;
+    let metadata = HashMap::from([
+        ("identity".to_owned(), identity(options, base)),
+        ("counts".to_owned(), counts),
+    ]);
     write_safetensors(&path, tensors, metadata)
 }
 
@@ -73,7 +84,11 @@ pub(super) fn save(options: &TrainAdapterOptions, base: &str, lora: &Lora, count
 /// [`LmError::Invalid`] if it is of a run with other options; [`LmError::BadFile`] if it is corrupt.
 pub(super) fn restore(options: &TrainAdapterOptions, base: &str, lora: &mut Lora) -> Result<Option<Counts>> {
     let path = state_path(&options.out);
-    let bad = |detail: String| LmError::BadFile { path: path.clone(), what: "a training state", detail };
+    let bad = |detail: String| LmError::BadFile {
+        path: path.clone(),
+        what: "a training state",
+        detail,
+    };
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -96,8 +111,11 @@ pub(super) fn restore(options: &TrainAdapterOptions, base: &str, lora: &mut Lora
         .map_err(|error| bad(error.to_string()))?;
     for parameter in &mut lora.parameters {
         let name = &parameter.name;
-        let parts =
-            [("value", &mut parameter.values), ("mean", &mut parameter.mean), ("square", &mut parameter.square)];
+        let parts = [
+            ("value", &mut parameter.values),
+            ("mean", &mut parameter.mean),
+            ("square", &mut parameter.square),
+        ];
         for (part, values) in parts {
             let tensor = tensors
                 .get(&format!("{name}.{part}"))
@@ -120,7 +138,10 @@ impl Curve {
     /// resume are not there twice.
     pub(super) fn open(out: &Path, steps: usize) -> Result<Self> {
         let path = curve_path(out);
-        let io = |source| LmError::Io { path: path.clone(), source };
+        let io = |source| LmError::Io {
+            path: path.clone(),
+            source,
+        };
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(io)?;
         }
@@ -149,13 +170,22 @@ impl Curve {
             record.gradient_norm,
             record.seconds
         )
-        .map_err(|source| LmError::Io { path: self.path.clone(), source })
+        .map_err(|source| LmError::Io {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Losses of all steps, from the file.
     pub(super) fn losses(&self) -> Result<Vec<f64>> {
-        let text = std::fs::read_to_string(&self.path)
-            .map_err(|source| LmError::Io { path: self.path.clone(), source })?;
-        Ok(text.lines().skip(1).filter_map(|line| line.split(',').nth(3)?.parse().ok()).collect())
+        let text = std::fs::read_to_string(&self.path).map_err(|source| LmError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(text
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split(',').nth(3)?.parse().ok())
+            .collect())
     }
 }

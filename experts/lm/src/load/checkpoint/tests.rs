@@ -1,8 +1,10 @@
 use super::*;
 use candle_core::quantized::{GgmlDType, gguf_file::Value};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 
-fn tiny() -> ModelConfig {
+pub(crate) fn tiny() -> ModelConfig {
     ModelConfig {
         name: "tiny".into(),
         layers: 2,
@@ -22,16 +24,23 @@ fn tiny() -> ModelConfig {
 }
 
 /// Random weights under canonical names and convention.
-fn weights(config: &ModelConfig) -> Vec<(TensorName, Tensor)> {
-    config
-        .tensors()
-        .map(|name| {
-            (
-                name,
-                Tensor::randn(0.0_f32, 0.1, config.shape(name), &Device::Cpu).unwrap(),
-            )
-        })
-        .collect()
+pub(crate) fn weights(config: &ModelConfig) -> Vec<(TensorName, Tensor)> {
+    let mut generator = ChaCha8Rng::seed_from_u64(0);
+    let mut random = |name| {
+        let shape = config.shape(name);
+        // As in models that can learn: gains about 1, embeddings far apart.
+        let (mean, deviation): (f32, f32) = match name {
+            TensorName::TokenEmbedding | TensorName::Output => (0.0, 1.0),
+            _ if shape.len() == 1 => (1.0, 0.1),
+            _ => (0.0, 0.1),
+        };
+        let bound = 3.0_f32.sqrt() * deviation;
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| mean + bound * (2.0 * generator.random::<f32>() - 1.0))
+            .collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    };
+    config.tensors().map(|name| (name, random(name))).collect()
 }
 
 fn write_gguf(path: &Path, weights: &[(TensorName, Tensor)], architecture: &str) {
@@ -81,13 +90,15 @@ fn half_split(weight: &Tensor, heads: usize) -> Tensor {
         .unwrap()
 }
 
-fn write_safetensors(directory: &Path, weights: &[(TensorName, Tensor)]) {
-    let config = tiny();
+/// A model as Hugging Face lays it out, in two shards.
+pub(crate) fn write_safetensors(directory: &Path, config: &ModelConfig, weights: &[(TensorName, Tensor)]) {
     let text = serde_json::json!({
-        "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40,
-        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2, "_name_or_path": "tiny",
+        "model_type": "llama", "hidden_size": config.width, "intermediate_size": config.ffn_width,
+        "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads, "vocab_size": config.vocabulary,
+        "max_position_embeddings": config.context_length, "rms_norm_eps": config.rms_epsilon,
+        "rope_theta": config.rope_base, "tie_word_embeddings": config.tied_embeddings,
+        "bos_token_id": 1, "eos_token_id": 2, "_name_or_path": config.name,
     });
     std::fs::write(directory.join("config.json"), text.to_string()).unwrap();
     let (mut first, mut second) = (HashMap::new(), HashMap::new());
@@ -123,7 +134,7 @@ fn both_formats_give_the_same_configuration_and_tensors() {
     write_gguf(&gguf, &weights, "llama");
     let folder = directory.path().join("tiny");
     std::fs::create_dir(&folder).unwrap();
-    write_safetensors(&folder, &weights);
+    write_safetensors(&folder, &tiny(), &weights);
     let (gguf, folder) = (
         Checkpoint::open(&gguf).unwrap(),
         Checkpoint::open(&folder).unwrap(),
@@ -205,7 +216,7 @@ fn a_zero_alignment_is_refused() {
 #[test]
 fn truncated_and_corrupt_safetensors_are_refused() {
     let directory = tempfile::tempdir().unwrap();
-    write_safetensors(directory.path(), &weights(&tiny()));
+    write_safetensors(directory.path(), &tiny(), &weights(&tiny()));
     let path = directory.path().join("model-00001-of-00002.safetensors");
     let whole = std::fs::read(&path).unwrap();
     for cut in [0, 4, 8, 100, whole.len() / 2, whole.len() - 1] {
