@@ -101,13 +101,13 @@ impl ModelConfig {
                 return Err(format!("{field} is {value}: expected 1 to {LARGEST}"));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
                 "{} attention heads are not a multiple of {} key/value heads",
                 self.heads, self.kv_heads
             ));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(format!(
                 "head_dim is {}: rotary embeddings need an even number",
                 self.head_dim

@@ -152,7 +152,7 @@ impl Metadata<'_> {
             rms_epsilon: self
                 .value("llama.attention.layer_norm_rms_epsilon")
                 .and_then(|value| value.to_f32().ok())
-                .map_or(1e-5, |epsilon| f64::from(epsilon)),
+                .map_or(1e-5, f64::from),
             rope_base: self
                 .value("llama.rope.freq_base")
                 .and_then(|value| value.to_f32().ok())

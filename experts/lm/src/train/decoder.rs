@@ -120,16 +120,23 @@ impl Decoder {
         })
     }
 
-    /// Summed loss, in nats, over the batch's targets, with the adapter if there is one.
-    pub(super) fn loss(&self, batch: &Batch, adapter: Option<&Merged>) -> Result<f64> {
+    /// Summed losses, in nats, over the batch's targets: of the base model and with the adapter.
+    /// The layers below the adapter are computed once.
+    pub(super) fn losses(&self, batch: &Batch, merged: &Merged) -> Result<(f64, f64)> {
+        let (frozen, adapted) = self.layers.split_at(merged.first_layer);
         let mut x = self.embed(batch)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let merged = adapter.and_then(|a| a.layers.get(index.checked_sub(a.first_layer)?));
-            x = self
-                .layer_forward(layer, merged.unwrap_or(&layer.projections), x, batch)?
-                .0;
+        for layer in frozen {
+            x = self.layer_forward(layer, &layer.projections, x, batch)?.0;
         }
-        Ok(self.head(&x, batch, None)?.0)
+        let (mut base, mut with_adapter) = (x.clone(), x);
+        for (layer, projections) in adapted.iter().zip(&merged.layers) {
+            base = self.layer_forward(layer, &layer.projections, base, batch)?.0;
+            with_adapter = self.layer_forward(layer, projections, with_adapter, batch)?.0;
+        }
+        Ok((
+            self.head(&base, batch, None)?.0,
+            self.head(&with_adapter, batch, None)?.0,
+        ))
     }
 
     /// Summed loss of one batch, and the gradients of `scale` times that loss with respect to the

@@ -185,8 +185,7 @@ pub(super) fn write_safetensors(
     }
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let tensors = tensors.iter().map(|(name, tensor)| (name, tensor));
-    safetensors::serialize_to_file(tensors, Some(metadata), Path::new(&temporary))
+    safetensors::serialize_to_file(&tensors, Some(metadata), Path::new(&temporary))
         .map_err(|error| io(std::io::Error::other(error)))?;
     std::fs::rename(&temporary, path).map_err(io)
 }

@@ -74,7 +74,8 @@ pub struct TrainAdapterOptions {
     pub seed: u64,
     /// Steps between two saved states.
     pub save_every: usize,
-    /// Go on from `OUT.state` if it is there.
+    /// Go on from `OUT.state` if it is there. Only files, threads and `steps` may differ from those of
+    /// the run that wrote it.
     pub resume: bool,
     /// Threads; all of the machine's if `None`.
     pub threads: Option<usize>,
@@ -394,9 +395,7 @@ fn measure(decoder: &Decoder, lora: &Lora, batches: &[Batch], workers: &Workers)
     let merged = decoder.merge(lora)?;
     let (mut base, mut adapted) = (0.0, 0.0);
     for batch in batches {
-        let losses = workers.map(batch, |part| {
-            Ok((decoder.loss(part, None)?, decoder.loss(part, Some(&merged))?))
-        })?;
+        let losses = workers.map(batch, |part| decoder.losses(part, &merged))?;
         for (without, with) in losses {
             base += without;
             adapted += with;

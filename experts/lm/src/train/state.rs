@@ -36,12 +36,14 @@ fn beside(out: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// What must be the same for a resumed run to be the run it resumes.
+/// What must be the same for a resumed run to be the run it resumes. The number of steps may change:
+/// a run can be made longer or shorter, and its learning rate then follows the new schedule.
 fn identity(options: &TrainAdapterOptions, base: &str) -> String {
     let same = TrainAdapterOptions {
         out: PathBuf::new(),
         dev: None,
         dev_rows: 0,
+        steps: 0,
         save_every: 0,
         resume: false,
         threads: None,
