@@ -1,7 +1,10 @@
 use super::data::Sequence;
 use super::*;
+use crate::LanguageModel;
+use crate::adapter::Adapter;
 use crate::load::checkpoint::tests::{tiny, weights, write_safetensors};
-use crate::load::{Checkpoint, ModelConfig};
+use crate::load::{Checkpoint, LoadOptions, ModelConfig, Quantization};
+use crate::tokenize::single_turn;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
@@ -202,6 +205,42 @@ fn packed_rows_lose_what_single_rows_lose() {
     let (base, adapted) = decoder.losses(&packed, &merged).unwrap();
     assert!((adapted - sum).abs() < 1e-4, "{adapted} packed, {sum} one by one");
     assert!((base - adapted).abs() > 1e-2, "the adapter changes the loss");
+}
+
+/// The written file, read by the engine, gives the answers the probability that the trainer saw.
+#[test]
+fn the_engine_agrees_with_the_trainer() {
+    let fixture = Fixture::new();
+    let options = TrainAdapterOptions {
+        dev: Some(fixture.directory.path().join("rows.jsonl")),
+        systems: Vec::new(),
+        ..fixture.options("engine.safetensors")
+    };
+    let dev = fixture.train(&options).0.dev.unwrap();
+    let load = LoadOptions {
+        quantization: Quantization::F32,
+        ..LoadOptions::default()
+    };
+    let model = LanguageModel::load(fixture.directory.path(), &load).unwrap();
+    let adapter = Adapter::load(&options.out, &model).unwrap();
+    let perplexity = |adapter: Option<(&Adapter, f32)>| {
+        let mut log_probabilities = Vec::new();
+        for (question, answer) in ROWS {
+            let prompt = model.encode_chat(&single_turn(None, question), true).unwrap();
+            let answer = fixture.tokenizer.encode_answer(answer).unwrap();
+            log_probabilities.extend(model.log_probabilities(&prompt, &answer, adapter).unwrap());
+        }
+        assert_eq!(log_probabilities.len(), dev.answer_tokens);
+        f64::from(-log_probabilities.iter().sum::<f32>() / log_probabilities.len() as f32).exp()
+    };
+    let (base, adapted) = (perplexity(None), perplexity(Some((&adapter, 1.0))));
+    assert!((base / dev.base_perplexity - 1.0).abs() < 1e-3, "{base}, {dev:?}");
+    // The file holds f16 values.
+    assert!(
+        (adapted / dev.adapter_perplexity - 1.0).abs() < 5e-3,
+        "{adapted}, {dev:?}"
+    );
+    assert!(adapted < 0.9 * base);
 }
 
 #[test]
