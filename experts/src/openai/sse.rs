@@ -132,7 +132,10 @@ mod tests {
             is_error: true,
             data: "{}".into(),
         };
-        assert_eq!(parse([&b"event: error\ndata: {}\n\n"[..]]), [error.clone()]);
+        assert_eq!(
+            parse([&b"event: error\ndata: {}\n\n"[..]]),
+            std::slice::from_ref(&error)
+        );
         assert_eq!(parse([&b"error: {}\n\n"[..]]), [error]);
         assert!(!parse([&b"event: error\n\nevent: message\ndata: {}\n\n"[..]])[0].is_error);
     }

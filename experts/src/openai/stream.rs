@@ -82,11 +82,15 @@ impl Reader {
                 fed.map_err(|_| Fault::interrupted("the stream holds an event of more than 1 MiB"))
             }
             // Once the text is complete, nothing that fails later matters.
-            Ok(Some(Err(_))) | Err(_) if is_finished => Ok(self.has_ended = true),
+            Ok(Some(Err(_))) | Err(_) if is_finished => {
+                self.has_ended = true;
+                Ok(())
+            }
             Ok(Some(Err(error))) => Err(Fault::from_transport(error)),
             Ok(None) => {
                 self.parser.finish(&mut events);
-                Ok(self.has_ended = true)
+                self.has_ended = true;
+                Ok(())
             }
             Err(_) if Instant::now() >= self.deadline => Err(Fault::timeout("the deadline passed")),
             Err(_) => Err(Fault::timeout(format!(
