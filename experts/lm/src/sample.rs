@@ -25,7 +25,12 @@ pub struct SamplingParams {
 
 impl Default for SamplingParams {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -39,13 +44,21 @@ impl SamplingParams {
     /// [`LmError::Invalid`] naming the field.
     pub fn validate(&self) -> Result<()> {
         let invalid = |field, value: f32, fix: &str| {
-            Err(LmError::Invalid { field, value: value.to_string(), fix: fix.to_owned() })
+            Err(LmError::Invalid {
+                field,
+                value: value.to_string(),
+                fix: fix.to_owned(),
+            })
         };
         if !(0.0..=Self::MAX_TEMPERATURE).contains(&self.temperature) {
             return invalid("temperature", self.temperature, "use 0 (greedy) to 2");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return invalid("top_p", self.top_p, "use more than 0 and at most 1 (1 keeps all tokens)");
+            return invalid(
+                "top_p",
+                self.top_p,
+                "use more than 0 and at most 1 (1 keeps all tokens)",
+            );
         }
         Ok(())
     }
@@ -78,7 +91,10 @@ impl Sampler {
     /// [`LmError::Invalid`] for parameters out of range.
     pub fn new(params: SamplingParams) -> Result<Self> {
         params.validate()?;
-        Ok(Self { params, random: ChaCha8Rng::seed_from_u64(params.seed) })
+        Ok(Self {
+            params,
+            random: ChaCha8Rng::seed_from_u64(params.seed),
+        })
     }
 
     /// Chooses a token given the logits over the vocabulary. Ties go to the lower id.
@@ -104,10 +120,21 @@ impl Sampler {
         if max == f32::NEG_INFINITY {
             return Err(broken("no finite value"));
         }
-        let log_total = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum::<f64>().ln();
-        let token = if self.params.temperature == 0.0 { likeliest } else { self.draw(logits, max) };
+        let log_total = logits
+            .iter()
+            .map(|&logit| f64::from(logit - max).exp())
+            .sum::<f64>()
+            .ln();
+        let token = if self.params.temperature == 0.0 {
+            likeliest
+        } else {
+            self.draw(logits, max)
+        };
         let logit = logits.get(token).copied().unwrap_or(max);
-        Ok(Choice { token: token as u32, log_probability: (f64::from(logit - max) - log_total) as f32 })
+        Ok(Choice {
+            token: token as u32,
+            log_probability: (f64::from(logit - max) - log_total) as f32,
+        })
     }
 
     fn draw(&mut self, logits: &[f32], max: f32) -> usize {

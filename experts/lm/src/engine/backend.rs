@@ -34,7 +34,12 @@ impl Backend for LocalBackend {
     fn forward(&self, rows: Vec<Row<'_, KvCache>>) -> Result<Vec<Option<Vec<f32>>>> {
         let mut steps: Vec<Step<'_>> = rows
             .into_iter()
-            .map(|row| Step { cache: row.cache, tokens: row.tokens, adapter: row.adapter, wants_logits: row.wants_logits })
+            .map(|row| Step {
+                cache: row.cache,
+                tokens: row.tokens,
+                adapter: row.adapter,
+                wants_logits: row.wants_logits,
+            })
             .collect();
         self.model.forward(&mut steps)
     }

@@ -20,7 +20,13 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 5] = [Self::Completed, Self::Cancelled, Self::Failed, Self::Deadline, Self::Refused];
+    const ALL: [Self; 5] = [
+        Self::Completed,
+        Self::Cancelled,
+        Self::Failed,
+        Self::Deadline,
+        Self::Refused,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -34,8 +40,9 @@ impl Outcome {
 }
 
 /// Seconds, from a decode step on a fast device to a long prompt on a slow one.
-const SECONDS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+const SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
 
 pub(super) struct Metrics {
     pub(super) waiting: IntGauge,
@@ -53,13 +60,18 @@ pub(super) struct Metrics {
 impl Metrics {
     /// Registers all metrics, every label value at zero.
     pub(super) fn register(engine: &str, registry: &Registry) -> Result<Self> {
-        let opts = |name: &str, help: &str| Opts::new(format!("referral_engine_{name}"), help).const_label("engine", engine);
+        let opts = |name: &str, help: &str| {
+            Opts::new(format!("referral_engine_{name}"), help).const_label("engine", engine)
+        };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             Histogram::with_opts(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec()))
         };
         let build = || -> prometheus::Result<Self> {
             Ok(Self {
-                waiting: IntGauge::with_opts(opts("queue_depth", "Requests waiting for a place in the batch."))?,
+                waiting: IntGauge::with_opts(opts(
+                    "queue_depth",
+                    "Requests waiting for a place in the batch.",
+                ))?,
                 running: IntGauge::with_opts(opts("running", "Requests in the batch."))?,
                 batch_size: histogram(
                     "batch_size",

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `request` | the queue, the caller's end |
 //! | `scheduler` | the steps, and who takes part in them |
+//! | `sequence` | one request in the batch |
 //! | `prefix` | the cache of shared prompt heads |
 //! | `stream` | tokens to text, stop texts |
 //! | `metrics` | what is measured |
@@ -17,6 +18,7 @@ mod metrics;
 mod prefix;
 mod request;
 mod scheduler;
+mod sequence;
 mod stream;
 
 #[cfg(test)]
@@ -51,7 +53,13 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_batch: 8, queue_capacity: 256, max_sequence_tokens: 2048, prefill_chunk: 256, prefix_cache_entries: 16 }
+        Self {
+            max_batch: 8,
+            queue_capacity: 256,
+            max_sequence_tokens: 2048,
+            prefill_chunk: 256,
+            prefix_cache_entries: 16,
+        }
     }
 }
 
@@ -144,8 +152,17 @@ impl Engine {
             tokens: options.max_sequence_tokens.min(info.context_length),
             vocabulary: info.vocabulary,
         };
-        let worker = Worker::start(name, backend::LocalBackend::new(model.clone()), limits, options, registry)?;
-        Ok(Self { model, worker: Arc::new(worker) })
+        let worker = Worker::start(
+            name,
+            backend::LocalBackend::new(model.clone()),
+            limits,
+            options,
+            registry,
+        )?;
+        Ok(Self {
+            model,
+            worker: Arc::new(worker),
+        })
     }
 
     /// The model it runs.
@@ -175,13 +192,23 @@ struct Limits {
 
 impl Limits {
     fn check(&self, request: &GenerateRequest) -> Result<()> {
-        let invalid = |field, value: String, fix: &str| Err(LmError::Invalid { field, value, fix: fix.to_owned() });
+        let invalid = |field, value: String, fix: &str| {
+            Err(LmError::Invalid {
+                field,
+                value,
+                fix: fix.to_owned(),
+            })
+        };
         let prompt = request.prompt.len();
         request.sampling.validate()?;
         if prompt == 0 {
             return invalid("prompt", "no tokens".to_owned(), "give at least one token");
         }
-        if let Some(token) = request.prompt.iter().find(|token| **token as usize >= self.vocabulary) {
+        if let Some(token) = request
+            .prompt
+            .iter()
+            .find(|token| **token as usize >= self.vocabulary)
+        {
             let fix = format!("use token ids below {}", self.vocabulary);
             return invalid("prompt", format!("token {token}"), &fix);
         }
@@ -196,10 +223,18 @@ impl Limits {
             return invalid("stop", "\"\"".to_owned(), "leave empty stop texts out");
         }
         if let Some((_, scale)) = request.adapter.as_ref().filter(|(_, scale)| !scale.is_finite()) {
-            return invalid("adapter scale", scale.to_string(), "use a finite number: 0 is the base model, 1 the adapter");
+            return invalid(
+                "adapter scale",
+                scale.to_string(),
+                "use a finite number: 0 is the base model, 1 the adapter",
+            );
         }
         if prompt.saturating_add(request.max_new_tokens) > self.tokens {
-            return Err(LmError::TooLong { prompt, new: request.max_new_tokens, limit: self.tokens });
+            return Err(LmError::TooLong {
+                prompt,
+                new: request.max_new_tokens,
+                limit: self.tokens,
+            });
         }
         Ok(())
     }
@@ -214,9 +249,11 @@ impl EngineOptions {
             ("prefill_chunk", self.prefill_chunk, 1),
         ];
         match least.into_iter().find(|(_, value, least)| value < least) {
-            Some((field, value, least)) => {
-                Err(LmError::Invalid { field, value: value.to_string(), fix: format!("use {least} or more") })
-            }
+            Some((field, value, least)) => Err(LmError::Invalid {
+                field,
+                value: value.to_string(),
+                fix: format!("use {least} or more"),
+            }),
             None => Ok(()),
         }
     }
@@ -241,13 +278,24 @@ impl Worker {
         options.validate()?;
         let metrics = Arc::new(Metrics::register(name, registry)?);
         let queue = Queue::new(options.queue_capacity);
-        let closing = CloseAtEnd { queue: Arc::clone(&queue), metrics: Arc::clone(&metrics) };
+        let closing = CloseAtEnd {
+            queue: Arc::clone(&queue),
+            metrics: Arc::clone(&metrics),
+        };
         let scheduler = Scheduler::new(backend, options, Arc::clone(&metrics));
         let thread = std::thread::Builder::new()
             .name(format!("engine-{name}"))
             .spawn(move || scheduler.run(&closing.queue))
-            .map_err(|source| LmError::Io { path: format!("thread engine-{name}").into(), source })?;
-        Ok(Self { queue, metrics, limits, thread: Some(thread) })
+            .map_err(|source| LmError::Io {
+                path: format!("thread engine-{name}").into(),
+                source,
+            })?;
+        Ok(Self {
+            queue,
+            metrics,
+            limits,
+            thread: Some(thread),
+        })
     }
 
     fn generate(&self, request: GenerateRequest) -> Result<Generation> {

@@ -12,7 +12,10 @@ pub(super) struct Key<A> {
 
 impl<A> Clone for Key<A> {
     fn clone(&self) -> Self {
-        Self { adapter: self.adapter.clone(), tokens: self.tokens.clone() }
+        Self {
+            adapter: self.adapter.clone(),
+            tokens: self.tokens.clone(),
+        }
     }
 }
 
@@ -36,7 +39,10 @@ pub(super) struct PrefixCache<A, P> {
 
 impl<A, P> PrefixCache<A, P> {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { entries: VecDeque::new(), capacity }
+        Self {
+            entries: VecDeque::new(),
+            capacity,
+        }
     }
 
     pub(super) fn get(&mut self, key: &Key<A>) -> Option<&P> {
@@ -62,7 +68,10 @@ mod tests {
     use super::*;
 
     fn key(tokens: &[u32], adapter: Option<(&Arc<()>, f32)>) -> Key<()> {
-        Key { adapter: adapter.map(|(a, scale)| (Arc::clone(a), scale)), tokens: tokens.to_vec() }
+        Key {
+            adapter: adapter.map(|(a, scale)| (Arc::clone(a), scale)),
+            tokens: tokens.to_vec(),
+        }
     }
 
     #[test]
@@ -82,7 +91,10 @@ mod tests {
     fn adapters_and_scales_do_not_mix() {
         let (a, b) = (Arc::new(()), Arc::new(()));
         let mut cache = PrefixCache::new(9);
-        for (value, adapter) in [None, Some((&a, 1.0)), Some((&a, 0.5)), Some((&b, 1.0))].into_iter().enumerate() {
+        for (value, adapter) in [None, Some((&a, 1.0)), Some((&a, 0.5)), Some((&b, 1.0))]
+            .into_iter()
+            .enumerate()
+        {
             assert_eq!(cache.get(&key(&[1], adapter)), None);
             cache.insert(key(&[1], adapter), value);
         }

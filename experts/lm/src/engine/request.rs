@@ -22,7 +22,17 @@ impl Job {
         // A text for each token, the text held back, and the end: sending never has to wait, so a
         // slow reader neither stops the engine nor loses text.
         let (sender, receiver) = mpsc::channel(request.max_new_tokens.saturating_add(2));
-        (Self { request, events: sender, submitted }, Generation { events: receiver, has_ended: false })
+        (
+            Self {
+                request,
+                events: sender,
+                submitted,
+            },
+            Generation {
+                events: receiver,
+                has_ended: false,
+            },
+        )
     }
 
     /// Whether the caller has gone away.
@@ -104,8 +114,16 @@ struct State {
 
 impl Queue {
     pub(super) fn new(capacity: usize) -> Arc<Self> {
-        let state = State { waiting: VecDeque::new(), running: 0, is_closed: false };
-        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), capacity })
+        let state = State {
+            waiting: VecDeque::new(),
+            running: 0,
+            is_closed: false,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            capacity,
+        })
     }
 
     /// Every change leaves the state whole, so a panic elsewhere doesn't spoil it.
@@ -119,7 +137,9 @@ impl Queue {
             return Err(LmError::Stopped);
         }
         if state.waiting.len() >= self.capacity {
-            return Err(LmError::QueueFull { capacity: self.capacity });
+            return Err(LmError::QueueFull {
+                capacity: self.capacity,
+            });
         }
         state.waiting.push_back(job);
         metrics.waiting.set(state.waiting.len() as i64);

@@ -28,7 +28,13 @@ pub(super) struct Piece {
 
 impl AnswerText {
     pub(super) fn new(tokenizer: Tokenizer, stop: Vec<String>) -> Self {
-        Self { decoder: StreamDecoder::new(tokenizer), stop, held: String::new(), tokens: 0, has_stopped: false }
+        Self {
+            decoder: StreamDecoder::new(tokenizer),
+            stop,
+            held: String::new(),
+            tokens: 0,
+            has_stopped: false,
+        }
     }
 
     /// Takes the next token.
@@ -41,31 +47,63 @@ impl AnswerText {
     /// The rest of the text; nothing once a stop text came.
     pub(super) fn finish(&mut self) -> Result<Piece> {
         if self.has_stopped {
-            return Ok(Piece { text: String::new(), tokens: 0, stopped: true });
+            return Ok(Piece {
+                text: String::new(),
+                tokens: 0,
+                stopped: true,
+            });
         }
         self.held.push_str(&self.decoder.finish()?);
         Ok(self.release(true))
     }
 
     fn release(&mut self, all: bool) -> Piece {
-        if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        if let Some(at) = self
+            .stop
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min()
+        {
             self.held.truncate(at);
             let text = std::mem::take(&mut self.held);
             self.has_stopped = true;
-            return Piece { text, tokens: std::mem::take(&mut self.tokens), stopped: true };
+            return Piece {
+                text,
+                tokens: std::mem::take(&mut self.tokens),
+                stopped: true,
+            };
         }
-        let keep = if all { 0 } else { self.stop.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0) };
+        let keep = if all {
+            0
+        } else {
+            self.stop
+                .iter()
+                .map(|stop| overlap(&self.held, stop))
+                .max()
+                .unwrap_or(0)
+        };
         let rest = self.held.split_off(self.held.len() - keep);
         let text = std::mem::replace(&mut self.held, rest);
-        let tokens = if text.is_empty() { 0 } else { std::mem::take(&mut self.tokens) };
-        Piece { text, tokens, stopped: false }
+        let tokens = if text.is_empty() {
+            0
+        } else {
+            std::mem::take(&mut self.tokens)
+        };
+        Piece {
+            text,
+            tokens,
+            stopped: false,
+        }
     }
 }
 
 /// Bytes of the longest end of `text` that is a beginning of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let starts = stop.char_indices().map(|(at, _)| at).skip(1);
-    starts.filter(|length| text.ends_with(&stop[..*length])).last().unwrap_or(0)
+    starts
+        .filter(|length| text.ends_with(&stop[..*length]))
+        .last()
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -94,8 +132,14 @@ mod tests {
     #[test]
     fn a_possible_beginning_is_held_back() {
         assert_eq!(pieces("ab\n\nc", &["\n\nd"]).0, ["a", "b", "", "", "\n\nc", ""]);
-        assert_eq!(pieces("ab\n\nc", &["\n\n"]), (vec!["a".into(), "b".into(), "".into(), "".into()], true, 4));
-        assert_eq!(pieces("x<", &["</end>"]), (vec!["x".into(), "".into(), "<".into()], false, 2));
+        assert_eq!(
+            pieces("ab\n\nc", &["\n\n"]),
+            (vec!["a".into(), "b".into(), "".into(), "".into()], true, 4)
+        );
+        assert_eq!(
+            pieces("x<", &["</end>"]),
+            (vec!["x".into(), "".into(), "<".into()], false, 2)
+        );
     }
 
     #[test]

@@ -22,7 +22,12 @@ impl Bench {
         let log = Log::default();
         let metrics = Arc::new(Metrics::register("test", &prometheus::Registry::new()).unwrap());
         let scheduler = Scheduler::new(Scripted::new(&log), options, Arc::clone(&metrics));
-        Self { scheduler, log, metrics, now: Instant::now() }
+        Self {
+            scheduler,
+            log,
+            metrics,
+            now: Instant::now(),
+        }
     }
 
     fn job(&self, request: GenerateRequest) -> (Job, Generation) {
@@ -87,7 +92,11 @@ fn answer(generation: &mut Generation) -> Answer {
             }
             end => {
                 assert!(generation.blocking_next().is_none());
-                return Answer { text, text_tokens, end };
+                return Answer {
+                    text,
+                    text_tokens,
+                    end,
+                };
             }
         }
     }
@@ -98,14 +107,29 @@ fn answers_end_by_token_text_or_length() {
     let mut bench = Bench::new(EngineOptions::default());
     let answers = bench.run(vec![
         request("abc:"),
-        GenerateRequest { stop: vec!["de".into()], ..request("abcdefg:") },
-        GenerateRequest { max_new_tokens: 2, stop: vec!["bc".into()], ..request("abcdefg:") },
+        GenerateRequest {
+            stop: vec!["de".into()],
+            ..request("abcdefg:")
+        },
+        GenerateRequest {
+            max_new_tokens: 2,
+            stop: vec!["bc".into()],
+            ..request("abcdefg:")
+        },
         request(":"),
     ]);
     let texts: Vec<&str> = answers.iter().map(|a| a.text.as_str()).collect();
     assert_eq!(texts, ["abc", "abc", "ab", ""]);
     let reasons: Vec<FinishReason> = answers.iter().map(|a| a.finished().0).collect();
-    assert_eq!(reasons, [FinishReason::Stop, FinishReason::Stop, FinishReason::Length, FinishReason::Stop]);
+    assert_eq!(
+        reasons,
+        [
+            FinishReason::Stop,
+            FinishReason::Stop,
+            FinishReason::Length,
+            FinishReason::Stop
+        ]
+    );
     let tokens: Vec<usize> = answers.iter().map(|a| a.finished().1.completion_tokens).collect();
     assert_eq!(tokens, [4, 5, 2, 1]);
     let text_tokens: Vec<usize> = answers.iter().map(|a| a.text_tokens).collect();
@@ -120,7 +144,10 @@ fn answers_end_by_token_text_or_length() {
 
 #[test]
 fn answering_sequences_take_part_in_every_step() {
-    let mut bench = Bench::new(EngineOptions { prefill_chunk: 4, ..EngineOptions::default() });
+    let mut bench = Bench::new(EngineOptions {
+        prefill_chunk: 4,
+        ..EngineOptions::default()
+    });
     let (first, mut early) = bench.job(request("abcdefghij:"));
     bench.step(vec![first]);
     bench.step(Vec::new());
@@ -139,7 +166,10 @@ fn answering_sequences_take_part_in_every_step() {
 
 #[test]
 fn short_prompts_are_not_delayed_by_long_ones() {
-    let mut bench = Bench::new(EngineOptions { prefill_chunk: 8, ..EngineOptions::default() });
+    let mut bench = Bench::new(EngineOptions {
+        prefill_chunk: 8,
+        ..EngineOptions::default()
+    });
     let (long, mut slow) = bench.job(request(&format!("{}:", "x".repeat(40))));
     let (short, mut quick) = bench.job(request("ab:"));
     bench.step(vec![long, short]);
@@ -168,14 +198,21 @@ fn dropping_the_generation_frees_its_place() {
 fn deadlines_end_an_answer_between_steps() {
     let mut bench = Bench::new(EngineOptions::default());
     let deadline = Some(bench.now + Duration::from_secs(1));
-    let (job, mut generation) = bench.job(GenerateRequest { deadline, stop: vec!["aab".into()], ..request("*a:") });
+    let (job, mut generation) = bench.job(GenerateRequest {
+        deadline,
+        stop: vec!["aab".into()],
+        ..request("*a:")
+    });
     bench.step(vec![job]);
     bench.step(Vec::new());
     bench.now += Duration::from_secs(1);
     bench.step(Vec::new());
     assert_eq!(bench.scheduler.running(), 0);
     let answer = answer(&mut generation);
-    assert_eq!(answer.error(), LmError::DeadlineExceeded { generated: 2 }.to_string());
+    assert_eq!(
+        answer.error(),
+        LmError::DeadlineExceeded { generated: 2 }.to_string()
+    );
     // What was held back as the beginning of a stop text is not lost.
     assert_eq!(answer.text, "aa");
     assert_eq!(bench.metrics.count(Outcome::Deadline), 1);
@@ -207,9 +244,20 @@ fn broken_logits_end_only_their_own_sequence() {
 
 #[test]
 fn a_shared_prefix_is_computed_once() {
-    let mut bench = Bench::new(EngineOptions { prefill_chunk: 4, ..EngineOptions::default() });
-    let requests = ["shared head a:", "shared head b:", "shared head c:", "other head:"];
-    let shared = |text: &str| GenerateRequest { shared_prefix: 11, ..request(text) };
+    let mut bench = Bench::new(EngineOptions {
+        prefill_chunk: 4,
+        ..EngineOptions::default()
+    });
+    let requests = [
+        "shared head a:",
+        "shared head b:",
+        "shared head c:",
+        "other head:",
+    ];
+    let shared = |text: &str| GenerateRequest {
+        shared_prefix: 11,
+        ..request(text)
+    };
     let answers = bench.run(requests.iter().map(|text| shared(text)).collect());
     for (answer, text) in answers.iter().zip(requests) {
         assert_eq!(format!("{}:", answer.text), text);
@@ -217,7 +265,10 @@ fn a_shared_prefix_is_computed_once() {
     let cached: Vec<usize> = answers.iter().map(|a| a.finished().1.cached_tokens).collect();
     // Of "other head:" the last token has to be computed, so its own head is one token shorter.
     assert_eq!(cached, [0, 11, 11, 0]);
-    assert_eq!((bench.metrics.prefix_hits.get(), bench.metrics.prefix_misses.get()), (2, 2));
+    assert_eq!(
+        (bench.metrics.prefix_hits.get(), bench.metrics.prefix_misses.get()),
+        (2, 2)
+    );
     let again = bench.run(vec![shared(requests[3])]);
     assert_eq!(again[0].finished().1.cached_tokens, 8);
     let prompts: usize = requests.iter().map(|text| request(text).prompt.len()).sum();
@@ -226,8 +277,14 @@ fn a_shared_prefix_is_computed_once() {
 
 #[test]
 fn whoever_waits_for_a_prefix_goes_on_when_its_maker_is_gone() {
-    let mut bench = Bench::new(EngineOptions { prefill_chunk: 2, ..EngineOptions::default() });
-    let shared = |text: &str| GenerateRequest { shared_prefix: 6, ..request(text) };
+    let mut bench = Bench::new(EngineOptions {
+        prefill_chunk: 2,
+        ..EngineOptions::default()
+    });
+    let shared = |text: &str| GenerateRequest {
+        shared_prefix: 6,
+        ..request(text)
+    };
     let (maker, gone) = bench.job(shared("abcdefg:"));
     let (waiting, mut kept) = bench.job(shared("abcdefh:"));
     bench.step(vec![maker, waiting]);
@@ -241,7 +298,11 @@ fn whoever_waits_for_a_prefix_goes_on_when_its_maker_is_gone() {
 fn seeds_reproduce() {
     let mut bench = Bench::new(EngineOptions::default());
     let sampled = |seed| GenerateRequest {
-        sampling: SamplingParams { temperature: 2.0, seed, ..SamplingParams::default() },
+        sampling: SamplingParams {
+            temperature: 2.0,
+            seed,
+            ..SamplingParams::default()
+        },
         ..request("%noise:")
     };
     let answers = bench.run(vec![sampled(1), sampled(2), sampled(1)]);
@@ -284,40 +345,92 @@ proptest! {
 
 #[test]
 fn what_a_request_must_keep_to() {
-    let limits = Limits { tokens: 10, vocabulary: 300 };
+    let limits = Limits {
+        tokens: 10,
+        vocabulary: 300,
+    };
     let field = |request: GenerateRequest| match limits.check(&request) {
         Err(LmError::Invalid { field, .. }) => field,
         other => panic!("{other:?}"),
     };
-    let fine = || GenerateRequest { max_new_tokens: 5, ..request("abc:") };
+    let fine = || GenerateRequest {
+        max_new_tokens: 5,
+        ..request("abc:")
+    };
     assert!(limits.check(&fine()).is_ok());
     let fields = [
-        field(GenerateRequest { prompt: Vec::new(), ..fine() }),
-        field(GenerateRequest { prompt: vec![1, 300], ..fine() }),
-        field(GenerateRequest { max_new_tokens: 0, ..fine() }),
-        field(GenerateRequest { shared_prefix: 5, ..fine() }),
-        field(GenerateRequest { stop: vec!["a".into(), String::new()], ..fine() }),
-        field(GenerateRequest { sampling: SamplingParams { top_p: 0.0, ..SamplingParams::default() }, ..fine() }),
+        field(GenerateRequest {
+            prompt: Vec::new(),
+            ..fine()
+        }),
+        field(GenerateRequest {
+            prompt: vec![1, 300],
+            ..fine()
+        }),
+        field(GenerateRequest {
+            max_new_tokens: 0,
+            ..fine()
+        }),
+        field(GenerateRequest {
+            shared_prefix: 5,
+            ..fine()
+        }),
+        field(GenerateRequest {
+            stop: vec!["a".into(), String::new()],
+            ..fine()
+        }),
+        field(GenerateRequest {
+            sampling: SamplingParams {
+                top_p: 0.0,
+                ..SamplingParams::default()
+            },
+            ..fine()
+        }),
     ];
-    assert_eq!(fields, ["prompt", "prompt", "max_new_tokens", "shared_prefix", "stop", "top_p"]);
+    assert_eq!(
+        fields,
+        [
+            "prompt",
+            "prompt",
+            "max_new_tokens",
+            "shared_prefix",
+            "stop",
+            "top_p"
+        ]
+    );
     for new in [7, usize::MAX] {
-        let long = limits.check(&GenerateRequest { max_new_tokens: new, ..fine() });
-        assert!(matches!(long, Err(LmError::TooLong { prompt: 4, limit: 10, .. })));
+        let long = limits.check(&GenerateRequest {
+            max_new_tokens: new,
+            ..fine()
+        });
+        assert!(matches!(
+            long,
+            Err(LmError::TooLong {
+                prompt: 4,
+                limit: 10,
+                ..
+            })
+        ));
     }
-    let fields: HashSet<String> = ["max_batch", "queue_capacity", "prefill_chunk", "max_sequence_tokens"]
-        .iter()
-        .map(|name| {
-            let mut options = EngineOptions::default();
-            match *name {
-                "max_batch" => options.max_batch = 0,
-                "queue_capacity" => options.queue_capacity = 0,
-                "prefill_chunk" => options.prefill_chunk = 0,
-                _ => options.max_sequence_tokens = 1,
-            }
-            let error = options.validate().unwrap_err().to_string();
-            assert!(error.starts_with(name), "{error}");
-            error
-        })
-        .collect();
+    let fields: HashSet<String> = [
+        "max_batch",
+        "queue_capacity",
+        "prefill_chunk",
+        "max_sequence_tokens",
+    ]
+    .iter()
+    .map(|name| {
+        let mut options = EngineOptions::default();
+        match *name {
+            "max_batch" => options.max_batch = 0,
+            "queue_capacity" => options.queue_capacity = 0,
+            "prefill_chunk" => options.prefill_chunk = 0,
+            _ => options.max_sequence_tokens = 1,
+        }
+        let error = options.validate().unwrap_err().to_string();
+        assert!(error.starts_with(name), "{error}");
+        error
+    })
+    .collect();
     assert_eq!(fields.len(), 4);
 }

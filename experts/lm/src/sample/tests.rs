@@ -2,7 +2,12 @@ use super::*;
 use proptest::prelude::*;
 
 fn params(temperature: f32, top_k: usize, top_p: f32, seed: u64) -> SamplingParams {
-    SamplingParams { temperature, top_k, top_p, seed }
+    SamplingParams {
+        temperature,
+        top_k,
+        top_p,
+        seed,
+    }
 }
 
 fn field(params: SamplingParams) -> &'static str {
@@ -25,10 +30,21 @@ fn out_of_range_is_named() {
 #[test]
 fn broken_logits_are_refused() {
     let mut sampler = Sampler::new(params(1.0, 0, 1.0, 0)).unwrap();
-    for logits in [&[0.0, f32::NAN][..], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY; 3], &[]] {
+    for logits in [
+        &[0.0, f32::NAN][..],
+        &[f32::INFINITY, 0.0],
+        &[f32::NEG_INFINITY; 3],
+        &[],
+    ] {
         assert!(sampler.choose(logits).is_err(), "{logits:?}");
     }
-    assert_eq!(sampler.choose(&[f32::NEG_INFINITY, 1.0]).unwrap(), Choice { token: 1, log_probability: 0.0 });
+    assert_eq!(
+        sampler.choose(&[f32::NEG_INFINITY, 1.0]).unwrap(),
+        Choice {
+            token: 1,
+            log_probability: 0.0
+        }
+    );
 }
 
 #[test]
@@ -50,13 +66,21 @@ fn frequencies_follow_the_distribution() {
         counts[sampler.choose(&logits).unwrap().token as usize] += 1;
     }
     for (count, expected) in counts.iter().zip([0.1, 0.2, 0.3, 0.4]) {
-        assert!((f64::from(*count) / 20_000.0 - expected).abs() < 0.015, "{counts:?}");
+        assert!(
+            (f64::from(*count) / 20_000.0 - expected).abs() < 0.015,
+            "{counts:?}"
+        );
     }
 }
 
 fn any_logits() -> impl Strategy<Value = Vec<f32>> {
-    proptest::collection::vec(prop_oneof![9 => -30.0f32..30.0, 1 => Just(f32::NEG_INFINITY)], 1..600)
-        .prop_filter("one finite", |logits| logits.iter().any(|logit| logit.is_finite()))
+    proptest::collection::vec(
+        prop_oneof![9 => -30.0f32..30.0, 1 => Just(f32::NEG_INFINITY)],
+        1..600,
+    )
+    .prop_filter("one finite", |logits| {
+        logits.iter().any(|logit| logit.is_finite())
+    })
 }
 
 /// The tokens in order of probability, ties by id.

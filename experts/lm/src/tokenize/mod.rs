@@ -53,7 +53,10 @@ pub struct ChatMessage {
 impl ChatMessage {
     /// A message.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
+        Self {
+            role,
+            content: content.into(),
+        }
     }
 }
 
@@ -96,7 +99,13 @@ struct Reserved {
 }
 
 /// Texts that end an answer in the model families this crate runs.
-const END_TEXTS: [&str; 5] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>"];
+const END_TEXTS: [&str; 5] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+];
 
 /// First code point that stands for a reserved token's text (Supplementary Private Use Area B).
 const STAND_IN: u32 = 0x10_0000;
@@ -114,22 +123,46 @@ impl Tokenizer {
             .get_added_tokens_decoder()
             .into_iter()
             .filter(|(_, token)| !token.content.is_empty())
-            .map(|(id, token)| Reserved { text: token.content, id, lstrip: token.lstrip, rstrip: token.rstrip })
+            .map(|(id, token)| Reserved {
+                text: token.content,
+                id,
+                lstrip: token.lstrip,
+                rstrip: token.rstrip,
+            })
             .collect();
         reserved.sort_by(|a, b| b.text.len().cmp(&a.text.len()).then(a.id.cmp(&b.id)));
         for text in END_TEXTS {
-            stop.extend(reserved.iter().find(|token| token.text == text).map(|token| token.id));
+            stop.extend(
+                reserved
+                    .iter()
+                    .find(|token| token.text == text)
+                    .map(|token| token.id),
+            );
         }
         let mut seen = std::collections::HashSet::new();
         stop.retain(|id| seen.insert(*id));
-        Self { inner: Arc::new(Inner { special, plain, reserved, template, stop }) }
+        Self {
+            inner: Arc::new(Inner {
+                special,
+                plain,
+                reserved,
+                template,
+                stop,
+            }),
+        }
     }
 
     /// Text to token ids; special tokens such as `<|im_start|>` in the text are recognised only if
     /// asked. Nothing is added at either end.
     pub fn encode(&self, text: &str, recognise_special: bool) -> Result<Vec<u32>> {
         if recognise_special {
-            return Ok(self.inner.special.encode_fast(text, false).map_err(failed)?.get_ids().to_vec());
+            return Ok(self
+                .inner
+                .special
+                .encode_fast(text, false)
+                .map_err(failed)?
+                .get_ids()
+                .to_vec());
         }
         let encoding = self.inner.plain.encode(text, false).map_err(failed)?;
         let ids = encoding.get_ids();
@@ -146,7 +179,11 @@ impl Tokenizer {
                 continue;
             }
             for character in text.get(*from..*to).unwrap_or_default().chars() {
-                let one = self.inner.plain.encode_fast(character.to_string(), false).map_err(failed)?;
+                let one = self
+                    .inner
+                    .plain
+                    .encode_fast(character.to_string(), false)
+                    .map_err(failed)?;
                 safe.extend(one.get_ids().iter().filter(|id| !self.is_reserved(**id)));
             }
         }
@@ -174,10 +211,14 @@ impl Tokenizer {
         let mark = (0xF_0000..STAND_IN - 2)
             .filter_map(char::from_u32)
             .find(|mark| !messages.iter().any(|message| message.content.contains(*mark)))
-            .ok_or_else(|| LmError::Tokenizer("a message uses every private-use character: remove them".to_owned()))?;
+            .ok_or_else(|| {
+                LmError::Tokenizer("a message uses every private-use character: remove them".to_owned())
+            })?;
         let stand_ins: Vec<(String, &str)> = (STAND_IN..)
             .zip(&self.inner.reserved)
-            .filter_map(|(code, token)| Some((format!("{mark}{}", char::from_u32(code)?), token.text.as_str())))
+            .filter_map(|(code, token)| {
+                Some((format!("{mark}{}", char::from_u32(code)?), token.text.as_str()))
+            })
             .collect();
         let mut escaped = messages.to_vec();
         for message in &mut escaped {
@@ -189,14 +230,24 @@ impl Tokenizer {
         }
         let rendered = self.inner.template.render(&escaped, add_generation_prompt)?;
         let restore = |segment: &str| {
-            stand_ins.iter().fold(segment.to_owned(), |segment, (stand_in, text)| {
-                if segment.contains(stand_in) { segment.replace(stand_in, text) } else { segment }
-            })
+            stand_ins
+                .iter()
+                .fold(segment.to_owned(), |segment, (stand_in, text)| {
+                    if segment.contains(stand_in) {
+                        segment.replace(stand_in, text)
+                    } else {
+                        segment
+                    }
+                })
         };
         let mut ids = Vec::new();
         let mut rest = rendered.as_str();
         while let Some((at, token)) = self.first_reserved(rest) {
-            let before = if token.lstrip { rest[..at].trim_end() } else { &rest[..at] };
+            let before = if token.lstrip {
+                rest[..at].trim_end()
+            } else {
+                &rest[..at]
+            };
             ids.extend(self.encode(&restore(before), false)?);
             ids.push(token.id);
             rest = &rest[at + token.text.len()..];
@@ -236,7 +287,11 @@ impl Tokenizer {
 
     /// The leftmost reserved token in the text, the longest where several start.
     fn first_reserved(&self, text: &str) -> Option<(usize, &Reserved)> {
-        let found = self.inner.reserved.iter().filter_map(|token| Some((text.find(&token.text)?, token)));
+        let found = self
+            .inner
+            .reserved
+            .iter()
+            .filter_map(|token| Some((text.find(&token.text)?, token)));
         found.min_by(|(a, x), (b, y)| a.cmp(b).then(y.text.len().cmp(&x.text.len())))
     }
 }

@@ -21,7 +21,11 @@ pub struct StreamDecoder {
 impl StreamDecoder {
     /// A decoder at the start of a text.
     pub fn new(tokenizer: Tokenizer) -> Self {
-        Self { tokenizer, window: Vec::new(), emitted: 0 }
+        Self {
+            tokenizer,
+            window: Vec::new(),
+            emitted: 0,
+        }
     }
 
     /// Takes the next token and returns the text it completes; empty while a character is incomplete.
@@ -43,6 +47,9 @@ impl StreamDecoder {
     /// The rest: an incomplete character as U+FFFD. The decoder is then at the start of a new text.
     pub fn finish(&mut self) -> Result<String> {
         let text = self.tokenizer.decode(&std::mem::take(&mut self.window))?;
-        Ok(text.get(std::mem::take(&mut self.emitted)..).unwrap_or_default().to_owned())
+        Ok(text
+            .get(std::mem::take(&mut self.emitted)..)
+            .unwrap_or_default()
+            .to_owned())
     }
 }

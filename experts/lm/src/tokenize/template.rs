@@ -30,15 +30,27 @@ impl ChatTemplate {
     /// Compiles a template (ChatML if there is none).
     pub(super) fn new(source: Option<&str>, bos: String, eos: String) -> Result<Self> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(failed)?;
         environment.set_syntax(syntax);
         environment.add_function("raise_exception", |text: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, text))
         });
-        environment.add_function("strftime_now", |format: String| strftime(&format, SystemTime::now()));
+        environment.add_function("strftime_now", |format: String| {
+            strftime(&format, SystemTime::now())
+        });
         environment.set_unknown_method_callback(python_method);
-        environment.add_template_owned(NAME, source.unwrap_or(CHATML).to_owned()).map_err(failed)?;
-        Ok(Self { environment, bos, eos })
+        environment
+            .add_template_owned(NAME, source.unwrap_or(CHATML).to_owned())
+            .map_err(failed)?;
+        Ok(Self {
+            environment,
+            bos,
+            eos,
+        })
     }
 
     /// The chat as text, special tokens written out. Without a system message the template's own
@@ -52,12 +64,21 @@ impl ChatTemplate {
         let system = ChatMessage::new(Role::System, "system");
         let block = self.render_as_is(std::slice::from_ref(&system), false).ok();
         let all: Vec<ChatMessage> = [system].into_iter().chain(messages.iter().cloned()).collect();
-        let whole = block.as_ref().and_then(|_| self.render_as_is(&all, add_generation_prompt).ok());
-        let body = whole.as_deref().zip(block.as_deref()).and_then(|(whole, block)| whole.strip_prefix(block));
+        let whole = block
+            .as_ref()
+            .and_then(|_| self.render_as_is(&all, add_generation_prompt).ok());
+        let body = whole
+            .as_deref()
+            .zip(block.as_deref())
+            .and_then(|(whole, block)| whole.strip_prefix(block));
         match body.filter(|body| !body.is_empty()) {
             Some(body) if block.is_some_and(|block| !self.bos.is_empty() && block.starts_with(&self.bos)) => {
                 // ChatML's "beginning" is the head of every block and stands in the body already.
-                let bos = if body.starts_with(&self.bos) { "" } else { self.bos.as_str() };
+                let bos = if body.starts_with(&self.bos) {
+                    ""
+                } else {
+                    self.bos.as_str()
+                };
                 Ok(format!("{bos}{body}"))
             }
             Some(body) => Ok(body.to_owned()),
@@ -70,7 +91,10 @@ impl ChatTemplate {
             .iter()
             .map(|message| {
                 let content = Value::from(message.content.as_str());
-                Value::from(BTreeMap::from([("role", Value::from(message.role.as_str())), ("content", content)]))
+                Value::from(BTreeMap::from([
+                    ("role", Value::from(message.role.as_str())),
+                    ("content", content),
+                ]))
             })
             .collect();
         let context = context! {
@@ -79,7 +103,10 @@ impl ChatTemplate {
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };
-        self.environment.get_template(NAME).and_then(|template| template.render(context)).map_err(failed)
+        self.environment
+            .get_template(NAME)
+            .and_then(|template| template.render(context))
+            .map_err(failed)
     }
 }
 
@@ -95,28 +122,42 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
             "get" => {
                 let (key, default): (Value, Option<Value>) = from_args(args)?;
                 let found = value.get_item(&key)?;
-                Ok(if found.is_undefined() { default.unwrap_or_else(|| Value::from(())) } else { found })
+                Ok(if found.is_undefined() {
+                    default.unwrap_or_else(|| Value::from(()))
+                } else {
+                    found
+                })
             }
-            "items" => state.apply_filter("items", &[value.clone()]),
+            "items" => state.apply_filter("items", std::slice::from_ref(value)),
             "keys" => Ok(Value::from(value.try_iter()?.collect::<Vec<_>>())),
             _ => unknown(),
         };
     }
-    let Some(text) = value.as_str() else { return unknown() };
+    let Some(text) = value.as_str() else {
+        return unknown();
+    };
     let listed = |argument: &Value| -> Vec<String> {
         match argument.as_str() {
             Some(one) => vec![one.to_owned()],
-            None => argument.try_iter().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect(),
+            None => argument
+                .try_iter()
+                .into_iter()
+                .flatten()
+                .filter_map(|v| v.as_str().map(str::to_owned))
+                .collect(),
         }
     };
     Ok(match method {
         "upper" => text.to_uppercase().into(),
         "lower" => text.to_lowercase().into(),
-        "title" => state.apply_filter("title", &[value.clone()])?,
-        "capitalize" => state.apply_filter("capitalize", &[value.clone()])?,
+        "title" => state.apply_filter("title", std::slice::from_ref(value))?,
+        "capitalize" => state.apply_filter("capitalize", std::slice::from_ref(value))?,
         "strip" | "lstrip" | "rstrip" => {
             let (set,): (Option<String>,) = from_args(args)?;
-            let cut = |c: char| set.as_ref().map_or_else(|| c.is_whitespace(), |set| set.contains(c));
+            let cut = |c: char| {
+                set.as_ref()
+                    .map_or_else(|| c.is_whitespace(), |set| set.contains(c))
+            };
             match method {
                 "strip" => text.trim_matches(cut),
                 "lstrip" => text.trim_start_matches(cut),
@@ -126,7 +167,13 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
         }
         "startswith" | "endswith" => {
             let (ends,): (Value,) = from_args(args)?;
-            let test = |end: &String| if method == "startswith" { text.starts_with(end) } else { text.ends_with(end) };
+            let test = |end: &String| {
+                if method == "startswith" {
+                    text.starts_with(end)
+                } else {
+                    text.ends_with(end)
+                }
+            };
             listed(&ends).iter().any(test).into()
         }
         "replace" => {
@@ -148,7 +195,17 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
 /// `strftime` in UTC, of the fields that chat templates use.
 fn strftime(format: &str, now: SystemTime) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -164,7 +221,9 @@ fn strftime(format: &str, now: SystemTime) -> String {
         ("%M", format!("{:02}", seconds / 60 % 60)),
         ("%S", format!("{:02}", seconds % 60)),
     ];
-    fields.iter().fold(format.to_owned(), |text, (field, value)| text.replace(field, value))
+    fields.iter().fold(format.to_owned(), |text, (field, value)| {
+        text.replace(field, value)
+    })
 }
 
 /// Year, month and day of a day since 1970-01-01 (H. Hinnant, "chrono-compatible low-level date
@@ -196,7 +255,10 @@ mod tests {
                       {{ messages[0]['content'] | trim | length }} {{ strftime_now('%Y') | length }} \
                       {{ '<' ~ 'x\n'.rstrip('\n') ~ '>' }}";
         let template = ChatTemplate::new(Some(source), String::new(), String::new()).unwrap();
-        assert_eq!(template.render_as_is(&user(" a| b "), false).unwrap(), "b none True 4 4 <x>");
+        assert_eq!(
+            template.render_as_is(&user(" a| b "), false).unwrap(),
+            "b none True 4 4 <x>"
+        );
     }
 
     #[test]
@@ -211,7 +273,10 @@ mod tests {
     #[test]
     fn dates() {
         let leap_day = UNIX_EPOCH + Duration::from_secs(951_782_400 + 3_661);
-        assert_eq!(strftime("%d %b %Y %B %m %H:%M:%S", leap_day), "29 Feb 2000 February 02 01:01:01");
+        assert_eq!(
+            strftime("%d %b %Y %B %m %H:%M:%S", leap_day),
+            "29 Feb 2000 February 02 01:01:01"
+        );
     }
 
     #[test]
@@ -220,7 +285,10 @@ mod tests {
                       {% for m in messages %}<h>{{ m.role }}<e>{{ m.content }}<t>{% endfor %}\
                       {% if add_generation_prompt %}<h>assistant<e>{% endif %}";
         let template = ChatTemplate::new(Some(source), "<s>".to_owned(), String::new()).unwrap();
-        assert_eq!(template.render(&user("hi"), true).unwrap(), "<s><h>user<e>hi<t><h>assistant<e>");
+        assert_eq!(
+            template.render(&user("hi"), true).unwrap(),
+            "<s><h>user<e>hi<t><h>assistant<e>"
+        );
     }
 
     #[test]

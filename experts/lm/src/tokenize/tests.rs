@@ -41,7 +41,8 @@ fn tiny_directory() -> tempfile::TempDir {
     directory
 }
 
-pub(crate) static TINY: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(tiny_directory().path()).unwrap());
+pub(crate) static TINY: LazyLock<Tokenizer> =
+    LazyLock::new(|| Tokenizer::open(tiny_directory().path()).unwrap());
 
 static REAL: LazyLock<Tokenizer> = LazyLock::new(|| {
     let path = crate::fetch::fetch(&crate::fetch::builtin("smollm2-135m-instruct").unwrap()).unwrap();
@@ -68,7 +69,11 @@ fn plain_text_never_becomes_an_added_token() {
 #[test]
 fn chats_are_chatml_where_no_template_is_given() {
     let ids = TINY.encode_chat(&single_turn(None, "he"), true).unwrap();
-    assert_eq!(ids, TINY.encode("<|im_start|>user\nhe<|im_end|>\n<|im_start|>assistant\n", true).unwrap());
+    assert_eq!(
+        ids,
+        TINY.encode("<|im_start|>user\nhe<|im_end|>\n<|im_start|>assistant\n", true)
+            .unwrap()
+    );
     assert_eq!(TINY.stop_tokens(), [1]);
     assert_eq!(TINY.encode_answer("").unwrap(), [1]);
 }
@@ -89,8 +94,14 @@ fn missing_and_broken_files_are_named() {
     assert!(matches!(error, LmError::BadFile { .. }), "{error}");
     let file = directory.path().join("x.gguf");
     std::fs::write(&file, b"GGUFnonsense").unwrap();
-    assert!(matches!(Tokenizer::open(&file).err().unwrap(), LmError::BadFile { .. }));
-    assert!(matches!(Tokenizer::open(&directory.path().join("none")).err().unwrap(), LmError::Io { .. }));
+    assert!(matches!(
+        Tokenizer::open(&file).err().unwrap(),
+        LmError::BadFile { .. }
+    ));
+    assert!(matches!(
+        Tokenizer::open(&directory.path().join("none")).err().unwrap(),
+        LmError::Io { .. }
+    ));
 }
 
 #[test]
@@ -147,10 +158,16 @@ fn real_template_without_its_default_system_text() {
     let tokenizer = &*REAL;
     let tail = "<|im_start|>user\nWhat is <b>gout</b>?<|im_end|>\n<|im_start|>assistant\n";
     let chat = single_turn(None, "What is <b>gout</b>?");
-    assert_eq!(tokenizer.encode_chat(&chat, true).unwrap(), tokenizer.encode(tail, true).unwrap());
+    assert_eq!(
+        tokenizer.encode_chat(&chat, true).unwrap(),
+        tokenizer.encode(tail, true).unwrap()
+    );
     let chat = single_turn(Some("Be brief."), "What is <b>gout</b>?");
     let whole = format!("<|im_start|>system\nBe brief.<|im_end|>\n{tail}");
-    assert_eq!(tokenizer.encode_chat(&chat, true).unwrap(), tokenizer.encode(&whole, true).unwrap());
+    assert_eq!(
+        tokenizer.encode_chat(&chat, true).unwrap(),
+        tokenizer.encode(&whole, true).unwrap()
+    );
 }
 
 #[test]

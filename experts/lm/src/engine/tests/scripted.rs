@@ -65,7 +65,11 @@ impl Backend for Scripted {
     }
 
     fn forward(&self, rows: Vec<Row<'_, Vec<u32>>>) -> Result<Vec<Option<Vec<f32>>>> {
-        self.log.steps.lock().unwrap().push(rows.iter().map(|row| row.tokens.len()).collect());
+        self.log
+            .steps
+            .lock()
+            .unwrap()
+            .push(rows.iter().map(|row| row.tokens.len()).collect());
         let mut answers = Vec::new();
         for row in rows {
             let text = TINY.decode(row.tokens).unwrap();

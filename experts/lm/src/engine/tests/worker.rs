@@ -25,8 +25,20 @@ fn gated() -> (Gated, Gate) {
     let (enter, entered) = mpsc::channel();
     let dropped = Arc::new(AtomicBool::new(false));
     let model = Scripted::new(&Log::default());
-    let gated = Gated { model, permits: Mutex::new(take), entered: enter, dropped: Arc::clone(&dropped) };
-    (gated, Gate { permits: give, entered, dropped })
+    let gated = Gated {
+        model,
+        permits: Mutex::new(take),
+        entered: enter,
+        dropped: Arc::clone(&dropped),
+    };
+    (
+        gated,
+        Gate {
+            permits: give,
+            entered,
+            dropped,
+        },
+    )
 }
 
 impl Drop for Gated {
@@ -58,8 +70,15 @@ impl Backend for Gated {
 }
 
 fn start<B: Backend + Send + 'static>(backend: B, max_batch: usize, queue_capacity: usize) -> Worker {
-    let options = EngineOptions { max_batch, queue_capacity, ..EngineOptions::default() };
-    let limits = Limits { tokens: 200, vocabulary: 300 };
+    let options = EngineOptions {
+        max_batch,
+        queue_capacity,
+        ..EngineOptions::default()
+    };
+    let limits = Limits {
+        tokens: 200,
+        vocabulary: 300,
+    };
     Worker::start("worker", backend, limits, options, &prometheus::Registry::new()).unwrap()
 }
 
@@ -67,7 +86,12 @@ fn start<B: Backend + Send + 'static>(backend: B, max_batch: usize, queue_capaci
 fn the_thread_answers_more_than_fit_at_once() {
     let worker = start(Scripted::new(&Log::default()), 3, 64);
     let mut open: Vec<_> = (0..40)
-        .map(|i| (format!("query {i}"), worker.generate(request(&format!("query {i}:"))).unwrap()))
+        .map(|i| {
+            (
+                format!("query {i}"),
+                worker.generate(request(&format!("query {i}:"))).unwrap(),
+            )
+        })
         .collect();
     for (text, generation) in &mut open {
         assert_eq!(&answer(generation).text, text);
@@ -105,9 +129,17 @@ fn deadlines_count_while_waiting() {
     let worker = start(backend, 1, 2);
     let mut running = worker.generate(request("a:")).unwrap();
     gate.entered.recv().unwrap();
-    let mut late = worker.generate(GenerateRequest { deadline: Some(Instant::now()), ..request("b:") }).unwrap();
+    let mut late = worker
+        .generate(GenerateRequest {
+            deadline: Some(Instant::now()),
+            ..request("b:")
+        })
+        .unwrap();
     gate.permits.send(()).unwrap();
-    assert_eq!(answer(&mut late).error(), LmError::DeadlineExceeded { generated: 0 }.to_string());
+    assert_eq!(
+        answer(&mut late).error(),
+        LmError::DeadlineExceeded { generated: 0 }.to_string()
+    );
     drop(gate);
     assert_eq!(answer(&mut running).text, "a");
 }
@@ -122,7 +154,10 @@ fn dropping_the_engine_ends_its_thread_and_tells_the_callers() {
     let dropped = Arc::clone(&gate.dropped);
     drop(gate);
     drop(worker);
-    assert!(dropped.load(Ordering::SeqCst), "the thread has ended and dropped the model");
+    assert!(
+        dropped.load(Ordering::SeqCst),
+        "the thread has ended and dropped the model"
+    );
     for generation in [&mut running, &mut waiting] {
         assert_eq!(answer(generation).error(), LmError::Stopped.to_string());
     }
@@ -133,7 +168,12 @@ fn a_dead_thread_leaves_nobody_waiting() {
     let (backend, gate) = gated();
     drop(gate);
     let worker = start(backend, 2, 2);
-    let mut deadly = worker.generate(GenerateRequest { max_new_tokens: 13, ..request("abc:") }).unwrap();
+    let mut deadly = worker
+        .generate(GenerateRequest {
+            max_new_tokens: 13,
+            ..request("abc:")
+        })
+        .unwrap();
     assert_eq!(answer(&mut deadly).error(), LmError::Stopped.to_string());
     // The queue closes as the thread ends; until then requests are taken and then told.
     let refused = loop {
@@ -149,8 +189,17 @@ fn a_dead_thread_leaves_nobody_waiting() {
 fn names_are_unique_on_a_registry() {
     let registry = prometheus::Registry::new();
     let begin = |name: &str| {
-        let limits = Limits { tokens: 9, vocabulary: 9 };
-        Worker::start(name, Scripted::new(&Log::default()), limits, EngineOptions::default(), &registry)
+        let limits = Limits {
+            tokens: 9,
+            vocabulary: 9,
+        };
+        Worker::start(
+            name,
+            Scripted::new(&Log::default()),
+            limits,
+            EngineOptions::default(),
+            &registry,
+        )
     };
     let (_one, _other) = (begin("one").unwrap(), begin("other").unwrap());
     let error = begin("one").err().unwrap().to_string();
