@@ -29,8 +29,16 @@ pub fn negative_log_likelihood(examples: &[Example<'_>], temperature: f32) -> f6
     let mut weights = 0.0;
     for example in examples {
         let top = example.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let partition: f32 = example.logits.iter().map(|z| ((z - top) / temperature).exp()).sum();
-        let own = example.logits.get(example.label).copied().unwrap_or(f32::NEG_INFINITY);
+        let partition: f32 = example
+            .logits
+            .iter()
+            .map(|z| ((z - top) / temperature).exp())
+            .sum();
+        let own = example
+            .logits
+            .get(example.label)
+            .copied()
+            .unwrap_or(f32::NEG_INFINITY);
         sum += f64::from(example.weight) * f64::from(partition.ln() - (own - top) / temperature);
         weights += f64::from(example.weight);
     }
@@ -77,8 +85,14 @@ pub fn threshold_for_error(outcomes: &[Outcome], max_error: f64) -> f32 {
     let (mut wrong, mut all) = (0.0, 0.0);
     for (i, outcome) in sorted.iter().enumerate() {
         all += f64::from(outcome.weight);
-        wrong += if outcome.is_right { 0.0 } else { f64::from(outcome.weight) };
-        let is_last_of_ties = sorted.get(i + 1).is_none_or(|next| next.confidence < outcome.confidence);
+        wrong += if outcome.is_right {
+            0.0
+        } else {
+            f64::from(outcome.weight)
+        };
+        let is_last_of_ties = sorted
+            .get(i + 1)
+            .is_none_or(|next| next.confidence < outcome.confidence);
         if is_last_of_ties && wrong <= max_error * all {
             threshold = outcome.confidence;
         }
@@ -105,19 +119,38 @@ mod tests {
         // Labels drawn in the exact proportions of softmax([1, 0, -1]); logits blown up fourfold.
         let logits = [4.0, 0.0, -4.0];
         let truth = softmax(&[1.0, 0.0, -1.0], 1.0);
-        let examples: Vec<_> = (0..3).map(|label| Example { logits: &logits, label, weight: truth[label] }).collect();
+        let examples: Vec<_> = (0..3)
+            .map(|label| Example {
+                logits: &logits,
+                label,
+                weight: truth[label],
+            })
+            .collect();
         let temperature = fit_temperature(&examples);
         assert!((temperature - 4.0).abs() < 0.01, "{temperature}");
     }
 
     #[test]
     fn the_threshold_is_the_lowest_that_meets_the_target() {
-        let outcome = |confidence, is_right| Outcome { confidence, is_right, weight: 1.0 };
-        let outcomes = [outcome(0.9, true), outcome(0.8, true), outcome(0.7, false), outcome(0.6, true), outcome(0.5, false)];
+        let outcome = |confidence, is_right| Outcome {
+            confidence,
+            is_right,
+            weight: 1.0,
+        };
+        let outcomes = [
+            outcome(0.9, true),
+            outcome(0.8, true),
+            outcome(0.7, false),
+            outcome(0.6, true),
+            outcome(0.5, false),
+        ];
         assert_eq!(threshold_for_error(&outcomes, 0.25), 0.6);
         assert_eq!(threshold_for_error(&outcomes, 0.0), 0.8);
         assert_eq!(threshold_for_error(&outcomes, 0.4), 0.5);
-        assert_eq!(threshold_for_error(&[outcome(0.7, false), outcome(0.6, false)], 0.1), 0.7);
+        assert_eq!(
+            threshold_for_error(&[outcome(0.7, false), outcome(0.6, false)], 0.1),
+            0.7
+        );
         assert_eq!(threshold_for_error(&[], 0.1), 0.0);
     }
 

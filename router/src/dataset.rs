@@ -61,10 +61,13 @@ pub trait Record: DeserializeOwned {
 
 impl Record for Row {
     fn fault(&self) -> Option<String> {
-        blank("id", &self.id).or_else(|| blank("query", &self.query)).or_else(|| blank("expert", &self.expert)).or_else(|| {
-            (self.expert.trim() != self.expert)
-                .then(|| format!("expert {:?} has spaces around it: remove them", self.expert))
-        })
+        blank("id", &self.id)
+            .or_else(|| blank("query", &self.query))
+            .or_else(|| blank("expert", &self.expert))
+            .or_else(|| {
+                (self.expert.trim() != self.expert)
+                    .then(|| format!("expert {:?} has spaces around it: remove them", self.expert))
+            })
     }
 }
 
@@ -75,7 +78,9 @@ impl Record for Query {
 }
 
 fn blank(field: &str, text: &str) -> Option<String> {
-    text.trim().is_empty().then(|| format!("{field} is empty: each row needs one"))
+    text.trim()
+        .is_empty()
+        .then(|| format!("{field} is empty: each row needs one"))
 }
 
 fn string_or_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -118,12 +123,25 @@ pub struct Reader<T> {
 impl<T: Record> Reader<T> {
     /// Opens a file; gzip is recognised by its first two bytes, whatever the name.
     pub fn open(path: &Path) -> Result<Self, RouterError> {
-        let io = |source| RouterError::Io { path: path.to_owned(), source };
+        let io = |source| RouterError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let mut file = BufReader::new(File::open(path).map_err(io)?);
         let is_gzip = file.fill_buf().map_err(io)?.starts_with(&[0x1f, 0x8b]);
-        let input: Box<dyn BufRead + Send> =
-            if is_gzip { Box::new(BufReader::new(MultiGzDecoder::new(file))) } else { Box::new(file) };
-        Ok(Self { path: path.to_owned(), input, line: 0, buffer: Vec::new(), is_done: false, record: PhantomData })
+        let input: Box<dyn BufRead + Send> = if is_gzip {
+            Box::new(BufReader::new(MultiGzDecoder::new(file)))
+        } else {
+            Box::new(file)
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            input,
+            line: 0,
+            buffer: Vec::new(),
+            is_done: false,
+            record: PhantomData,
+        })
     }
 
     /// The 1-based line of the record read last.
@@ -132,24 +150,33 @@ impl<T: Record> Reader<T> {
     }
 
     fn bad_row(&self, detail: String) -> RouterError {
-        RouterError::BadRow { path: self.path.clone(), line: self.line, detail }
+        RouterError::BadRow {
+            path: self.path.clone(),
+            line: self.line,
+            detail,
+        }
     }
 
     fn read(&mut self) -> Result<Option<T>, RouterError> {
         loop {
             self.buffer.clear();
             let mut bounded = Read::take(&mut self.input, MAX_LINE_BYTES as u64 + 1);
-            let read = bounded.read_until(b'\n', &mut self.buffer).map_err(|source| RouterError::BadFile {
-                path: self.path.clone(),
-                what: "a JSON Lines file",
-                detail: format!("after line {}: {source}; is the file truncated?", self.line),
-            })?;
+            let read =
+                bounded
+                    .read_until(b'\n', &mut self.buffer)
+                    .map_err(|source| RouterError::BadFile {
+                        path: self.path.clone(),
+                        what: "a JSON Lines file",
+                        detail: format!("after line {}: {source}; is the file truncated?", self.line),
+                    })?;
             if read == 0 {
                 return Ok(None);
             }
             self.line += 1;
             if self.buffer.len() > MAX_LINE_BYTES {
-                return Err(self.bad_row(format!("is longer than {MAX_LINE_BYTES} bytes: write one row a line")));
+                return Err(self.bad_row(format!(
+                    "is longer than {MAX_LINE_BYTES} bytes: write one row a line"
+                )));
             }
             let text = std::str::from_utf8(&self.buffer)
                 .map_err(|error| self.bad_row(format!("is not UTF-8: {error}")))?
@@ -207,7 +234,10 @@ pub fn read_files(paths: &[PathBuf]) -> Result<Vec<DataFile>, RouterError> {
             let here = (path.clone(), reader.line());
             if let Some((first, line)) = seen.insert((row.id.clone(), normalise(&row.query)), here) {
                 let first = first.display();
-                let detail = format!("row {:?} came before, in {first} line {line}, with the same query: keep one", row.id);
+                let detail = format!(
+                    "row {:?} came before, in {first} line {line}, with the same query: keep one",
+                    row.id
+                );
                 return Err(reader.bad_row(detail));
             }
             rows.push(row);
@@ -219,7 +249,11 @@ pub fn read_files(paths: &[PathBuf]) -> Result<Vec<DataFile>, RouterError> {
                 detail: "it has no rows; write one JSON object {id, query, expert} a line".to_owned(),
             });
         }
-        files.push(DataFile { path: path.clone(), sha256: crate::digest::file_sha256(path)?, rows });
+        files.push(DataFile {
+            path: path.clone(),
+            sha256: crate::digest::file_sha256(path)?,
+            rows,
+        });
     }
     Ok(files)
 }
@@ -239,7 +273,10 @@ pub fn check_labels(file: &DataFile, experts: &[String]) -> Result<(), RouterErr
 
 /// The sentence about a label that has no functional token.
 pub(crate) fn unknown_label(id: &str, expert: &str, experts: &[String]) -> String {
-    format!("row {id:?} has the expert {expert:?}, which has no token; known are {}", experts.join(", "))
+    format!(
+        "row {id:?} has the expert {expert:?}, which has no token; known are {}",
+        experts.join(", ")
+    )
 }
 
 #[cfg(test)]

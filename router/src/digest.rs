@@ -8,7 +8,10 @@ use std::path::Path;
 
 /// Digest of a file's bytes, read in pieces.
 pub(crate) fn file_sha256(path: &Path) -> Result<String, RouterError> {
-    let io = |source| RouterError::Io { path: path.to_owned(), source };
+    let io = |source| RouterError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let mut file = File::open(path).map_err(io)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];

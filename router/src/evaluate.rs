@@ -126,24 +126,40 @@ impl Accumulator {
     /// Adds one row. Fails if its label, or the routing's choice, is not among the experts.
     pub fn push(&mut self, row: &Row, routing: &Routing) -> Result<(), RouterError> {
         let index = |name: &str| {
-            self.experts.iter().position(|expert| expert == name).ok_or_else(|| RouterError::Invalid {
-                field: "expert",
-                value: name.to_owned(),
-                fix: dataset::unknown_label(&row.id, name, &self.experts),
-            })
+            self.experts
+                .iter()
+                .position(|expert| expert == name)
+                .ok_or_else(|| RouterError::Invalid {
+                    field: "expert",
+                    value: name.to_owned(),
+                    fix: dataset::unknown_label(&row.id, name, &self.experts),
+                })
         };
         let (right, chosen) = (index(&row.expert)?, index(routing.expert())?);
         let is_right = right == chosen;
-        if let Some(count) = self.counts.get_mut(right).and_then(|counts| counts.get_mut(chosen)) {
+        if let Some(count) = self
+            .counts
+            .get_mut(right)
+            .and_then(|counts| counts.get_mut(chosen))
+        {
             *count += 1;
         }
         if let Some(bin) = self.bins.get_mut(bin_of(routing.confidence)) {
-            *bin = (bin.0 + 1, bin.1 + f64::from(routing.confidence), bin.2 + usize::from(is_right));
+            *bin = (
+                bin.0 + 1,
+                bin.1 + f64::from(routing.confidence),
+                bin.2 + usize::from(is_right),
+            );
         }
-        let own = routing.probabilities.iter().find(|(name, _)| *name == row.expert).map_or(0.0, |(_, p)| *p);
+        let own = routing
+            .probabilities
+            .iter()
+            .find(|(name, _)| *name == row.expert)
+            .map_or(0.0, |(_, p)| *p);
         self.nll -= f64::from(own.max(f32::MIN_POSITIVE)).ln();
         self.rows.push((routing.confidence, is_right));
-        self.latencies.push(u32::try_from(routing.latency.as_micros()).unwrap_or(u32::MAX));
+        self.latencies
+            .push(u32::try_from(routing.latency.as_micros()).unwrap_or(u32::MAX));
         self.kept += usize::from(!routing.abstained);
         self.kept_right += usize::from(!routing.abstained && is_right);
         self.right_with_second += usize::from(is_right || row.second.as_deref() == Some(routing.expert()));
@@ -154,7 +170,11 @@ impl Accumulator {
     pub fn finish(mut self) -> Evaluation {
         let n = self.rows.len();
         let experts: Vec<ExpertFigures> = (0..self.experts.len()).map(|i| self.figures(i)).collect();
-        let present: Vec<f64> = experts.iter().filter(|figures| figures.support > 0).map(|figures| figures.f1).collect();
+        let present: Vec<f64> = experts
+            .iter()
+            .filter(|figures| figures.support > 0)
+            .map(|figures| figures.f1)
+            .collect();
         let reliability: Vec<ReliabilityBin> = self
             .bins
             .iter()
@@ -164,22 +184,36 @@ impl Accumulator {
                 accuracy: share(right, count),
             })
             .collect();
-        let ece = reliability.iter().map(|bin| share(bin.count, n) * (bin.accuracy - bin.confidence).abs()).sum();
+        let ece = reliability
+            .iter()
+            .map(|bin| share(bin.count, n) * (bin.accuracy - bin.confidence).abs())
+            .sum();
         self.latencies.sort_unstable();
         Evaluation {
             n,
             accuracy: share(self.rows.iter().filter(|(_, is_right)| *is_right).count(), n),
-            macro_f1: if present.is_empty() { 0.0 } else { present.iter().sum::<f64>() / present.len() as f64 },
+            macro_f1: if present.is_empty() {
+                0.0
+            } else {
+                present.iter().sum::<f64>() / present.len() as f64
+            },
             ece,
             nll: if n > 0 { self.nll / n as f64 } else { 0.0 },
             coverage: share(self.kept, n),
-            selective_accuracy: if self.kept > 0 { share(self.kept_right, self.kept) } else { 1.0 },
+            selective_accuracy: if self.kept > 0 {
+                share(self.kept_right, self.kept)
+            } else {
+                1.0
+            },
             accuracy_with_second: share(self.right_with_second, n),
             latency_p50_us: percentile(&self.latencies, 0.50),
             latency_p95_us: percentile(&self.latencies, 0.95),
             experts,
             risk_coverage: risk_coverage(&mut self.rows),
-            confusion: Confusion { experts: self.experts, counts: self.counts },
+            confusion: Confusion {
+                experts: self.experts,
+                counts: self.counts,
+            },
             reliability,
         }
     }
@@ -187,7 +221,12 @@ impl Accumulator {
     fn figures(&self, i: usize) -> ExpertFigures {
         let support: usize = self.counts.get(i).map_or(0, |row| row.iter().sum());
         let sent: usize = self.counts.iter().filter_map(|row| row.get(i)).sum();
-        let hits = self.counts.get(i).and_then(|row| row.get(i)).copied().unwrap_or(0);
+        let hits = self
+            .counts
+            .get(i)
+            .and_then(|row| row.get(i))
+            .copied()
+            .unwrap_or(0);
         ExpertFigures {
             expert: self.experts.get(i).cloned().unwrap_or_default(),
             precision: share(hits, sent),
@@ -199,20 +238,34 @@ impl Accumulator {
 }
 
 fn share(part: usize, whole: usize) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }
 
 /// Index of the calibration bin of a confidence in [0, 1].
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the bins")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the bins"
+)]
 fn bin_of(confidence: f32) -> usize {
     ((confidence.clamp(0.0, 1.0) * ECE_BINS as f32) as usize).min(ECE_BINS - 1)
 }
 
 /// Nearest-rank percentile of sorted values; 0 if there are none.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank within the slice")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rank within the slice"
+)]
 fn percentile(sorted: &[u32], quantile: f64) -> u64 {
     let rank = (quantile * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).map_or(0, |value| u64::from(*value))
+    sorted
+        .get(rank.saturating_sub(1))
+        .map_or(0, |value| u64::from(*value))
 }
 
 /// Accuracy on the surest 1/20, 2/20, … of the rows.
@@ -221,7 +274,10 @@ fn risk_coverage(rows: &mut [(f32, bool)]) -> Vec<CoveragePoint> {
     let ends = (1..=CURVE_POINTS).map(|point| (rows.len() * point).div_ceil(CURVE_POINTS));
     ends.map(|end| {
         let right = rows.iter().take(end).filter(|(_, is_right)| *is_right).count();
-        CoveragePoint { coverage: share(end, rows.len()), accuracy: share(right, end) }
+        CoveragePoint {
+            coverage: share(end, rows.len()),
+            accuracy: share(right, end),
+        }
     })
     .collect()
 }
@@ -238,7 +294,11 @@ pub fn evaluate(
         let row = row?;
         if !router.experts().contains(&row.expert) {
             let fix = dataset::unknown_label(&row.id, &row.expert, router.experts());
-            return Err(RouterError::Invalid { field: "expert", value: row.expert, fix });
+            return Err(RouterError::Invalid {
+                field: "expert",
+                value: row.expert,
+                fix,
+            });
         }
         for routing in router.route(&[row.query.as_str()])? {
             accumulator.push(&row, &routing)?;
@@ -249,7 +309,11 @@ pub fn evaluate(
 }
 
 /// Evaluates one file; an empty one is an error.
-pub fn evaluate_file(router: &Router, path: &Path, progress: impl FnMut(usize)) -> Result<Evaluation, RouterError> {
+pub fn evaluate_file(
+    router: &Router,
+    path: &Path,
+    progress: impl FnMut(usize),
+) -> Result<Evaluation, RouterError> {
     let evaluation = evaluate(router, dataset::Reader::<Row>::open(path)?, progress)?;
     if evaluation.n == 0 {
         return Err(RouterError::BadFile {
@@ -278,13 +342,37 @@ impl fmt::Display for Evaluation {
         }
         if self.latency_p95_us > 0 {
             let ms = |us: u64| us as f64 / 1000.0;
-            writeln!(f, "latency             p50 {:.1} ms, p95 {:.1} ms", ms(self.latency_p50_us), ms(self.latency_p95_us))?;
+            writeln!(
+                f,
+                "latency             p50 {:.1} ms, p95 {:.1} ms",
+                ms(self.latency_p50_us),
+                ms(self.latency_p95_us)
+            )?;
         }
-        let width = self.experts.iter().map(|figures| figures.expert.len()).max().unwrap_or(0).max(6);
+        let width = self
+            .experts
+            .iter()
+            .map(|figures| figures.expert.len())
+            .max()
+            .unwrap_or(0)
+            .max(6);
         writeln!(f, "\n{:<width$}  precision  recall      f1  support", "expert")?;
-        for figures in self.experts.iter().filter(|figures| figures.support > 0 || figures.precision > 0.0) {
-            let ExpertFigures { expert, precision, recall, f1, support } = figures;
-            writeln!(f, "{expert:<width$}  {precision:>9.3}  {recall:>6.3}  {f1:>6.3}  {support:>7}")?;
+        for figures in self
+            .experts
+            .iter()
+            .filter(|figures| figures.support > 0 || figures.precision > 0.0)
+        {
+            let ExpertFigures {
+                expert,
+                precision,
+                recall,
+                f1,
+                support,
+            } = figures;
+            writeln!(
+                f,
+                "{expert:<width$}  {precision:>9.3}  {recall:>6.3}  {f1:>6.3}  {support:>7}"
+            )?;
         }
         writeln!(f, "\nright expert by row, chosen by column")?;
         write!(f, "{:<width$}", "")?;
@@ -292,7 +380,13 @@ impl fmt::Display for Evaluation {
             write!(f, " {:>5}", format!("[{}]", i + 1))?;
         }
         writeln!(f)?;
-        for (i, (expert, counts)) in self.confusion.experts.iter().zip(&self.confusion.counts).enumerate() {
+        for (i, (expert, counts)) in self
+            .confusion
+            .experts
+            .iter()
+            .zip(&self.confusion.counts)
+            .enumerate()
+        {
             write!(f, "{expert:<width$}")?;
             for count in counts {
                 write!(f, " {count:>5}")?;

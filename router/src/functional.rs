@@ -82,11 +82,22 @@ impl Router {
         Self::from_bytes(Path::new("the shipped router"), settings, tokens, model)
     }
 
-    fn from_bytes(path: &Path, settings: &[u8], tokens: &[u8], model: LanguageModel) -> Result<Self, RouterError> {
+    fn from_bytes(
+        path: &Path,
+        settings: &[u8],
+        tokens: &[u8],
+        model: LanguageModel,
+    ) -> Result<Self, RouterError> {
         let file = RouterFile::parse(path, settings, tokens, &ModelIdentity::of(&model))?;
         let version = crate::digest::hex(&crate::digest::parts(&[settings, tokens]));
         let read_out = ReadOut::new(model, file.settings.read_out.clone())?;
-        Ok(Self { inner: Arc::new(Inner { read_out, file, version }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                read_out,
+                file,
+                version,
+            }),
+        })
     }
 
     /// Names of the experts it knows, in token order.
@@ -109,7 +120,9 @@ impl Router {
     pub fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError> {
         let start = Instant::now();
         let read_out = &self.inner.read_out;
-        let tokens = queries.iter().map(|query| read_out.tokens(&dataset::normalise(query)));
+        let tokens = queries
+            .iter()
+            .map(|query| read_out.tokens(&dataset::normalise(query)));
         let tokens = tokens.collect::<Result<Vec<_>, _>>()?;
         let mut logits = Vec::with_capacity(queries.len());
         let mut rest = tokens.as_slice();
@@ -127,7 +140,10 @@ impl Router {
             }
         }
         let latency = start.elapsed();
-        Ok(logits.iter().map(|logits| decide(&self.inner.file.settings, logits, latency)).collect())
+        Ok(logits
+            .iter()
+            .map(|logits| decide(&self.inner.file.settings, logits, latency))
+            .collect())
     }
 }
 
@@ -137,7 +153,12 @@ pub(crate) fn decide(settings: &Settings, logits: &[f32], latency: Duration) -> 
     let mut probabilities: Vec<(String, f32)> = settings.experts.iter().cloned().zip(shared).collect();
     probabilities.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let confidence = probabilities.first().map_or(0.0, |(_, p)| *p);
-    Routing { confidence, abstained: confidence < settings.threshold, probabilities, latency }
+    Routing {
+        confidence,
+        abstained: confidence < settings.threshold,
+        probabilities,
+        latency,
+    }
 }
 
 /// Probabilities of the experts, that of [`EXPERT_END`] (the last logit) shared out among them.

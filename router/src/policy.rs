@@ -96,8 +96,12 @@ pub fn decide(
 ) -> Result<Choice, PolicyError> {
     let generalist = settings.generalist.as_str();
     let probabilities = routing.map_or(&[][..], |routing| routing.probabilities.as_slice());
-    let likeliest_usable =
-        || probabilities.iter().map(|(name, _)| name.as_str()).find(|name| obstacle(name, candidates, settings).is_none());
+    let likeliest_usable = || {
+        probabilities
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .find(|name| obstacle(name, candidates, settings).is_none())
+    };
 
     let mut abstained = false;
     let (first, rule, mut order) = if let Some(name) = requested {
@@ -106,17 +110,32 @@ pub fn decide(
         }
         (name, Reason::Requested, vec![name, generalist])
     } else {
-        match routing.filter(|routing| !abstains(routing, settings)).and_then(|routing| routing.probabilities.first()) {
+        match routing
+            .filter(|routing| !abstains(routing, settings))
+            .and_then(|routing| routing.probabilities.first())
+        {
             None => {
                 abstained = true;
-                (generalist, Reason::Abstained, [generalist].into_iter().chain(likeliest_usable()).collect())
+                (
+                    generalist,
+                    Reason::Abstained,
+                    [generalist].into_iter().chain(likeliest_usable()).collect(),
+                )
             }
             Some((top, likeliest)) => {
-                let runners_up = probabilities.iter().filter(|(_, p)| *p >= RUNNER_UP_RATIO * likeliest);
-                let names = runners_up.map(|(name, _)| name.as_str()).filter(|name| *name != generalist);
+                let runners_up = probabilities
+                    .iter()
+                    .filter(|(_, p)| *p >= RUNNER_UP_RATIO * likeliest);
+                let names = runners_up
+                    .map(|(name, _)| name.as_str())
+                    .filter(|name| *name != generalist);
                 // A router may have a token for the generalist itself; then it is a first choice, not only a fallback.
                 let own = (top == generalist).then_some(generalist);
-                (top.as_str(), Reason::Routed, own.into_iter().chain(names).chain([generalist]).collect())
+                (
+                    top.as_str(),
+                    Reason::Routed,
+                    own.into_iter().chain(names).chain([generalist]).collect(),
+                )
             }
         }
     };
@@ -125,7 +144,9 @@ pub fn decide(
     order.retain(|name| obstacle(name, candidates, settings).is_none());
     if order.is_empty() {
         let any = candidates.iter().map(|candidate| candidate.id.as_str());
-        let any = any.into_iter().find(|name| obstacle(name, candidates, settings).is_none());
+        let any = any
+            .into_iter()
+            .find(|name| obstacle(name, candidates, settings).is_none());
         order.extend(likeliest_usable().or(any));
     }
     let mut distinct: Vec<String> = Vec::with_capacity(order.len());
@@ -137,12 +158,18 @@ pub fn decide(
     if distinct.is_empty() {
         return Err(PolicyError::NobodyAvailable);
     }
-    Ok(Choice { order: distinct, reasons: blocked.into_iter().chain([rule]).collect(), abstained })
+    Ok(Choice {
+        order: distinct,
+        reasons: blocked.into_iter().chain([rule]).collect(),
+        abstained,
+    })
 }
 
 /// Whether the router abstains under these settings.
 fn abstains(routing: &Routing, settings: &PolicySettings) -> bool {
-    settings.min_confidence.map_or(routing.abstained, |least| routing.confidence < least)
+    settings
+        .min_confidence
+        .map_or(routing.abstained, |least| routing.confidence < least)
 }
 
 /// Why an expert may not answer; `None` if it may.

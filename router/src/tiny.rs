@@ -19,7 +19,10 @@ pub(crate) fn model() -> LanguageModel {
     let directory = tempfile::tempdir().unwrap();
     write_tokenizer(directory.path());
     write_weights(directory.path());
-    let options = LoadOptions { quantization: Quantization::F32, ..LoadOptions::default() };
+    let options = LoadOptions {
+        quantization: Quantization::F32,
+        ..LoadOptions::default()
+    };
     LanguageModel::load(directory.path(), &options).unwrap()
 }
 
@@ -28,15 +31,24 @@ fn byte_letters() -> impl Iterator<Item = String> {
     let mut shifted = 0x100u32..;
     (0..256u32).map(move |byte| {
         let is_printable = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-        let code = if is_printable { byte } else { shifted.next().unwrap() };
+        let code = if is_printable {
+            byte
+        } else {
+            shifted.next().unwrap()
+        };
         char::from_u32(code).unwrap().to_string()
     })
 }
 
 fn write_tokenizer(directory: &Path) {
     let specials = ["<|im_start|>", "<|im_end|>"].map(str::to_owned);
-    let vocabulary: serde_json::Map<String, serde_json::Value> =
-        specials.iter().cloned().chain(byte_letters()).enumerate().map(|(id, token)| (token, id.into())).collect();
+    let vocabulary: serde_json::Map<String, serde_json::Value> = specials
+        .iter()
+        .cloned()
+        .chain(byte_letters())
+        .enumerate()
+        .map(|(id, token)| (token, id.into()))
+        .collect();
     let added: Vec<_> = specials
         .iter()
         .enumerate()
@@ -56,7 +68,8 @@ fn write_tokenizer(directory: &Path) {
     std::fs::write(directory.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}\
                     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-    let settings = serde_json::json!({"eos_token": "<|im_end|>", "bos_token": null, "chat_template": template});
+    let settings =
+        serde_json::json!({"eos_token": "<|im_end|>", "bos_token": null, "chat_template": template});
     std::fs::write(directory.join("tokenizer_config.json"), settings.to_string()).unwrap();
 }
 
@@ -71,7 +84,9 @@ fn write_weights(directory: &Path) {
     let mut random = ChaCha8Rng::seed_from_u64(3);
     let mut tensors = HashMap::new();
     let mut add = |name: String, shape: &[usize]| {
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| random.random_range(-0.3f32..0.3)).collect();
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| random.random_range(-0.3f32..0.3))
+            .collect();
         tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
     };
     add("model.embed_tokens.weight".to_owned(), &[VOCABULARY, WIDTH]);

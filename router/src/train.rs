@@ -15,8 +15,8 @@ mod card;
 mod features;
 mod regression;
 
-pub use card::{Choices, Report, SourceFile};
 pub(crate) use card::write_json;
+pub use card::{Choices, Report, SourceFile};
 pub(crate) use regression::Head;
 
 use crate::calibrate::{self, Outcome};
@@ -65,7 +65,16 @@ pub struct TrainRouterOptions {
 impl TrainRouterOptions {
     /// The defaults for these files.
     pub fn new(data: Vec<PathBuf>, dev: Vec<PathBuf>, out: PathBuf) -> Self {
-        Self { data, dev, out, layer: None, seed: 0, max_per_expert: None, max_error: 0.1, feature_cache: None }
+        Self {
+            data,
+            dev,
+            out,
+            layer: None,
+            seed: 0,
+            max_per_expert: None,
+            max_error: 0.15,
+            feature_cache: None,
+        }
     }
 }
 
@@ -92,7 +101,8 @@ pub fn train_router(
     let dev = dataset::read_files(&options.dev)?;
     let experts = experts_of(&data)?;
     let known: Vec<String> = experts.iter().cloned().chain([EXPERT_END.to_owned()]).collect();
-    dev.iter().try_for_each(|file| dataset::check_labels(file, &known))?;
+    dev.iter()
+        .try_for_each(|file| dataset::check_labels(file, &known))?;
     let sources = SourceFile::of(&data, &dev);
     let dropped_rows = drop_leaks(&mut data, &dev);
     if let Some(most) = options.max_per_expert {
@@ -106,16 +116,38 @@ pub fn train_router(
             union.push(*feature);
         }
     }
-    let spec = |features: Vec<Feature>| ReadOutSpec { prompt: PROMPT.to_owned(), window: Window::default(), features };
+    let spec = |features: Vec<Feature>| ReadOutSpec {
+        prompt: PROMPT.to_owned(),
+        window: Window::default(),
+        features,
+    };
     let read_out = ReadOut::new(model.clone(), spec(union.clone()))?;
-    let queries: Vec<&str> = data.iter().chain(&dev).flat_map(|file| &file.rows).map(|row| row.query.as_str()).collect();
-    let mut all = features::extract(model, &read_out, &queries, options.feature_cache.as_deref(), progress)?;
+    let queries: Vec<&str> = data
+        .iter()
+        .chain(&dev)
+        .flat_map(|file| &file.rows)
+        .map(|row| row.query.as_str())
+        .collect();
+    let mut all = features::extract(
+        model,
+        &read_out,
+        &queries,
+        options.feature_cache.as_deref(),
+        progress,
+    )?;
     let dev_features = all.split_off(data.iter().map(|file| file.rows.len()).sum());
     let train = split(&data, &known, all);
     let held = split(&dev, &known, dev_features);
 
     progress.set_message("fitting");
-    let lab = Lab { width: model.info().width, union: &union, train: &train, held: &held, dev: &dev, experts: &experts };
+    let lab = Lab {
+        width: model.info().width,
+        union: &union,
+        train: &train,
+        held: &held,
+        dev: &dev,
+        experts: &experts,
+    };
     let (fit, grid) = lab.search(&candidates, progress)?;
     let logits = lab.logits(&fit)?;
     let (temperature, threshold) = lab.calibrate(&logits, options.max_error);
@@ -150,20 +182,32 @@ pub fn train_router(
         unanswerable_abstained: 0,
     };
     lab.report(&file.settings, &logits, &mut report)?;
-    std::fs::create_dir_all(&options.out)
-        .map_err(|source| RouterError::Io { path: options.out.clone(), source })?;
+    std::fs::create_dir_all(&options.out).map_err(|source| RouterError::Io {
+        path: options.out.clone(),
+        source,
+    })?;
     file.save(&options.out)?;
     report.save(&options.out, &file.settings.model)?;
     Ok(report)
 }
 
 fn check_options(options: &TrainRouterOptions) -> Result<(), RouterError> {
-    let invalid = |field, value: String, fix: &str| Err(RouterError::Invalid { field, value, fix: fix.to_owned() });
+    let invalid = |field, value: String, fix: &str| {
+        Err(RouterError::Invalid {
+            field,
+            value,
+            fix: fix.to_owned(),
+        })
+    };
     if options.data.is_empty() {
         return invalid("data", "none".to_owned(), "name at least one training file");
     }
     if options.dev.is_empty() {
-        return invalid("dev", "none".to_owned(), "name at least one dev file: choices and calibration need it");
+        return invalid(
+            "dev",
+            "none".to_owned(),
+            "name at least one dev file: choices and calibration need it",
+        );
     }
     if options.max_per_expert == Some(0) {
         return invalid("max_per_expert", "0".to_owned(), "at least 1");
@@ -177,15 +221,34 @@ fn check_options(options: &TrainRouterOptions) -> Result<(), RouterError> {
 /// The experts in the data, by name; each needs at least two different queries.
 fn experts_of(data: &[DataFile]) -> Result<Vec<String>, RouterError> {
     let mut queries: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for row in data.iter().flat_map(|file| &file.rows).filter(|row| row.expert != EXPERT_END) {
-        queries.entry(&row.expert).or_default().insert(dataset::normalise(&row.query));
+    for row in data
+        .iter()
+        .flat_map(|file| &file.rows)
+        .filter(|row| row.expert != EXPERT_END)
+    {
+        queries
+            .entry(&row.expert)
+            .or_default()
+            .insert(dataset::normalise(&row.query));
     }
-    let invalid = |value: String, fix: &str| Err(RouterError::Invalid { field: "data", value, fix: fix.to_owned() });
+    let invalid = |value: String, fix: &str| {
+        Err(RouterError::Invalid {
+            field: "data",
+            value,
+            fix: fix.to_owned(),
+        })
+    };
     if let Some((expert, _)) = queries.iter().find(|(_, queries)| queries.len() < 2) {
-        return invalid(format!("expert {expert:?} with one distinct query"), "give each expert at least two different queries");
+        return invalid(
+            format!("expert {expert:?} with one distinct query"),
+            "give each expert at least two different queries",
+        );
     }
     if queries.len() < 2 {
-        return invalid(format!("{} expert(s)", queries.len()), "a router needs at least two experts");
+        return invalid(
+            format!("{} expert(s)", queries.len()),
+            "a router needs at least two experts",
+        );
     }
     Ok(queries.into_keys().map(str::to_owned).collect())
 }
@@ -228,18 +291,27 @@ fn thin(files: &mut [DataFile], most: usize, seed: u64) {
 /// the depth read and after all of it, and the last position there. Unless a layer is named, four and six
 /// fifteenths of the model are tried: deeper costs more and reads natural queries no better.
 fn candidate_features(depth: usize, layer: Option<usize>) -> Vec<Vec<Feature>> {
-    let deepest = layer.map_or_else(|| vec![(depth * 4 / 15).max(1), (depth * 6 / 15).max(1)], |layer| vec![layer]);
+    let deepest = layer.map_or_else(
+        || vec![(depth * 4 / 15).max(1), (depth * 6 / 15).max(1)],
+        |layer| vec![layer],
+    );
     deepest
         .into_iter()
         .map(|layer| {
             let mut features: Vec<Feature> = Vec::new();
             for at in [1, (layer / 2).max(1), layer] {
-                let mean = Feature { layer: at, pooling: Pooling::Mean };
+                let mean = Feature {
+                    layer: at,
+                    pooling: Pooling::Mean,
+                };
                 if !features.contains(&mean) {
                     features.push(mean);
                 }
             }
-            features.push(Feature { layer, pooling: Pooling::Last });
+            features.push(Feature {
+                layer,
+                pooling: Pooling::Last,
+            });
             features
         })
         .collect()
@@ -250,11 +322,20 @@ fn split(files: &[DataFile], known: &[String], features: Vec<Vec<f16>>) -> Split
     let mut indices = Vec::new();
     for (index, file) in files.iter().enumerate() {
         for row in &file.rows {
-            labels.push(known.iter().position(|expert| *expert == row.expert).unwrap_or(known.len()));
+            labels.push(
+                known
+                    .iter()
+                    .position(|expert| *expert == row.expert)
+                    .unwrap_or(known.len()),
+            );
             indices.push(index);
         }
     }
-    Split { features, labels, files: indices }
+    Split {
+        features,
+        labels,
+        files: indices,
+    }
 }
 
 /// A fitted head with what it was fitted with.
@@ -279,11 +360,19 @@ struct Lab<'a> {
 impl Lab<'_> {
     /// The columns of some features, as an `n × width` matrix.
     fn matrix(&self, split: &Split, features: &[Feature]) -> Vec<f32> {
-        let slots: Vec<usize> = features.iter().filter_map(|f| self.union.iter().position(|u| u == f)).collect();
+        let slots: Vec<usize> = features
+            .iter()
+            .filter_map(|f| self.union.iter().position(|u| u == f))
+            .collect();
         let mut matrix = Vec::with_capacity(split.features.len() * slots.len() * self.width);
         for row in &split.features {
             for slot in &slots {
-                matrix.extend(row.iter().skip(slot * self.width).take(self.width).map(|x| x.to_f32()));
+                matrix.extend(
+                    row.iter()
+                        .skip(slot * self.width)
+                        .take(self.width)
+                        .map(|x| x.to_f32()),
+                );
             }
         }
         matrix
@@ -305,7 +394,10 @@ impl Lab<'_> {
         // Dividing by the number of vectors too keeps the logits' size, so that one `l2` suits all read-outs.
         let spread = (features.len() as f64).sqrt();
         let variance = |(sum, squares): &(f64, f64)| (squares / n as f64 - (sum / n as f64).powi(2)).max(0.0);
-        let scale: Vec<f32> = sums.iter().map(|s| (spread * variance(s).sqrt().max(1e-6)) as f32).collect();
+        let scale: Vec<f32> = sums
+            .iter()
+            .map(|s| (spread * variance(s).sqrt().max(1e-6)) as f32)
+            .collect();
         for row in matrix.chunks_exact_mut(columns) {
             for ((x, mean), scale) in row.iter_mut().zip(&mean).zip(&scale) {
                 *x = (*x - mean) / scale;
@@ -323,40 +415,86 @@ impl Lab<'_> {
             *of_file.entry(*file).or_default() += 1.0;
             *of_class.entry((*file, *label)).or_default() += 1.0;
         }
-        let class_weight = |key: &(usize, usize)| of_class.get(key).map_or(0.0, |n| n.powf(-choices.class_balance));
+        let class_weight =
+            |key: &(usize, usize)| of_class.get(key).map_or(0.0, |n| n.powf(-choices.class_balance));
         let mut total: HashMap<usize, f64> = HashMap::new();
         for (key, n) in &of_class {
             *total.entry(key.0).or_default() += n * class_weight(key);
         }
         let shares: f64 = of_file.values().map(|n| n.powf(choices.source_exponent)).sum();
-        let keys = self.train.files.iter().copied().zip(self.train.labels.iter().copied());
+        let keys = self
+            .train
+            .files
+            .iter()
+            .copied()
+            .zip(self.train.labels.iter().copied());
         keys.map(|key| {
-            let share = of_file.get(&key.0).map_or(0.0, |n| n.powf(choices.source_exponent)) / shares;
+            let share = of_file
+                .get(&key.0)
+                .map_or(0.0, |n| n.powf(choices.source_exponent))
+                / shares;
             (share * class_weight(&key) / total.get(&key.0).copied().unwrap_or(1.0)) as f32
         })
         .collect()
     }
 
     /// Coordinate search: read-out, then `l2`, then class balance, then source exponent.
-    fn search(&self, candidates: &[Vec<Feature>], progress: &ProgressBar) -> Result<(Fit, Vec<Choices>), RouterError> {
+    fn search(
+        &self,
+        candidates: &[Vec<Feature>],
+        progress: &ProgressBar,
+    ) -> Result<(Fit, Vec<Choices>), RouterError> {
         let mut grid = Vec::new();
         let mut best: Option<Fit> = None;
         for features in candidates {
             let (matrix, mean, scale) = self.standardised(features)?;
-            let start = Choices { features: features.clone(), l2: 1e-2, class_balance: 0.5, source_exponent: 0.25, objective: 0.0 };
+            let start = Choices {
+                features: features.clone(),
+                l2: 1e-2,
+                class_balance: 0.5,
+                source_exponent: 0.25,
+                objective: 0.0,
+            };
             let mut here = self.fit(&matrix, &mean, &scale, start, &mut grid, progress)?;
             let base = here.choices.clone();
             for l2 in [3e-3, 3e-2] {
-                let fit = self.fit(&matrix, &mean, &scale, Choices { l2, ..base.clone() }, &mut grid, progress)?;
+                let fit = self.fit(
+                    &matrix,
+                    &mean,
+                    &scale,
+                    Choices { l2, ..base.clone() },
+                    &mut grid,
+                    progress,
+                )?;
                 here = better(here, fit);
             }
             let base = here.choices.clone();
             for class_balance in [0.25, 0.75] {
-                let fit = self.fit(&matrix, &mean, &scale, Choices { class_balance, ..base.clone() }, &mut grid, progress)?;
+                let fit = self.fit(
+                    &matrix,
+                    &mean,
+                    &scale,
+                    Choices {
+                        class_balance,
+                        ..base.clone()
+                    },
+                    &mut grid,
+                    progress,
+                )?;
                 here = better(here, fit);
             }
             let base = here.choices.clone();
-            let fit = self.fit(&matrix, &mean, &scale, Choices { source_exponent: 0.5, ..base }, &mut grid, progress)?;
+            let fit = self.fit(
+                &matrix,
+                &mean,
+                &scale,
+                Choices {
+                    source_exponent: 0.5,
+                    ..base
+                },
+                &mut grid,
+                progress,
+            )?;
             here = better(here, fit);
             best = Some(match best {
                 Some(best) => better(best, here),
@@ -364,7 +502,11 @@ impl Lab<'_> {
             });
         }
         let fix = "name a layer of the model".to_owned();
-        let best = best.ok_or(RouterError::Invalid { field: "layer", value: "none".to_owned(), fix })?;
+        let best = best.ok_or(RouterError::Invalid {
+            field: "layer",
+            value: "none".to_owned(),
+            fix,
+        })?;
         Ok((best, grid))
     }
 
@@ -386,7 +528,12 @@ impl Lab<'_> {
             l2: choices.l2,
         };
         let head = problem.solve(ITERATIONS).map_err(LmError::from)?;
-        let mut fit = Fit { choices: choices.clone(), head, mean: mean.to_vec(), scale: scale.to_vec() };
+        let mut fit = Fit {
+            choices: choices.clone(),
+            head,
+            mean: mean.to_vec(),
+            scale: scale.to_vec(),
+        };
         choices.objective = self.objective(&self.logits(&fit)?)?;
         fit.choices = choices.clone();
         progress.set_message(format!("fitting: objective {:.4}", choices.objective));
@@ -410,14 +557,20 @@ impl Lab<'_> {
 
     /// Whether a dev row has an expert.
     fn is_answerable(&self, row: usize) -> bool {
-        self.held.labels.get(row).is_some_and(|label| *label < self.experts.len())
+        self.held
+            .labels
+            .get(row)
+            .is_some_and(|label| *label < self.experts.len())
     }
 
     /// Mean over the dev files of accuracy and macro-F1.
     fn objective(&self, logits: &[Vec<f32>]) -> Result<f64, RouterError> {
         let settings = functional::Settings::untrained(self.experts);
         let files = self.evaluations(&settings, logits)?;
-        let sum: f64 = files.values().map(|figures| 0.5 * (figures.accuracy + figures.macro_f1)).sum();
+        let sum: f64 = files
+            .values()
+            .map(|figures| 0.5 * (figures.accuracy + figures.macro_f1))
+            .sum();
         Ok(sum / files.len().max(1) as f64)
     }
 
@@ -433,7 +586,12 @@ impl Lab<'_> {
             let (own, later) = rest.split_at(file.rows.len());
             rest = later;
             let mut accumulator = Accumulator::new(self.experts);
-            for (row, logits) in file.rows.iter().zip(own).filter(|(row, _)| row.expert != EXPERT_END) {
+            for (row, logits) in file
+                .rows
+                .iter()
+                .zip(own)
+                .filter(|(row, _)| row.expert != EXPERT_END)
+            {
                 accumulator.push(row, &functional::decide(settings, logits, Duration::ZERO))?;
             }
             let figures = accumulator.finish();
@@ -444,18 +602,22 @@ impl Lab<'_> {
         Ok(by_file)
     }
 
-    /// Temperature and threshold. A dev file counts with the square root of its rows.
+    /// Temperature and threshold. Each dev file counts the same, however long, as it does for the objective.
     fn calibrate(&self, logits: &[Vec<f32>], max_error: f64) -> (f32, f32) {
         let sizes: Vec<f32> = self.dev.iter().map(|file| file.rows.len() as f32).collect();
         let weight = |row: usize| {
             let file = self.held.files.get(row).and_then(|file| sizes.get(*file));
-            1.0 / file.copied().unwrap_or(1.0).sqrt()
+            1.0 / file.copied().unwrap_or(1.0)
         };
         let rows = logits.iter().zip(&self.held.labels).enumerate();
         let examples: Vec<_> = rows
             .clone()
             .filter(|(row, _)| self.is_answerable(*row))
-            .map(|(row, (logits, label))| calibrate::Example { logits, label: *label, weight: weight(row) })
+            .map(|(row, (logits, label))| calibrate::Example {
+                logits,
+                label: *label,
+                weight: weight(row),
+            })
             .collect();
         let temperature = calibrate::fit_temperature(&examples);
         let outcomes: Vec<Outcome> = rows
@@ -463,15 +625,28 @@ impl Lab<'_> {
                 let p = functional::probabilities(logits, temperature);
                 let top = p.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
                 let (chosen, confidence) = top.map_or((0, 0.0), |(chosen, p)| (chosen, *p));
-                Outcome { confidence, is_right: chosen == *label, weight: weight(row) }
+                Outcome {
+                    confidence,
+                    is_right: chosen == *label,
+                    weight: weight(row),
+                }
             })
             .collect();
         (temperature, calibrate::threshold_for_error(&outcomes, max_error))
     }
 
-    fn report(&self, settings: &functional::Settings, logits: &[Vec<f32>], report: &mut Report) -> Result<(), RouterError> {
+    fn report(
+        &self,
+        settings: &functional::Settings,
+        logits: &[Vec<f32>],
+        report: &mut Report,
+    ) -> Result<(), RouterError> {
         report.dev = self.evaluations(settings, logits)?;
-        for (_, logits) in logits.iter().enumerate().filter(|(row, _)| !self.is_answerable(*row)) {
+        for (_, logits) in logits
+            .iter()
+            .enumerate()
+            .filter(|(row, _)| !self.is_answerable(*row))
+        {
             report.unanswerable += 1;
             let routing = functional::decide(settings, logits, Duration::ZERO);
             report.unanswerable_abstained += usize::from(routing.abstained);
@@ -482,7 +657,11 @@ impl Lab<'_> {
 
 /// The fit with the higher objective; the earlier one if they are equal.
 fn better(a: Fit, b: Fit) -> Fit {
-    if b.choices.objective > a.choices.objective { b } else { a }
+    if b.choices.objective > a.choices.objective {
+        b
+    } else {
+        a
+    }
 }
 
 #[cfg(test)]

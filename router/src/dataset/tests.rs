@@ -24,23 +24,53 @@ fn reads_plain_and_gzip_alike_and_keeps_optional_keys() {
     let rows = &read_files(&[plain]).unwrap()[0].rows;
     assert_eq!(rows, &read_files(&[packed]).unwrap()[0].rows);
     assert_eq!(rows.len(), 2);
-    assert_eq!((rows[0].focus.as_deref(), rows[0].second.as_deref()), (Some("aspirin"), None));
-    assert_eq!((rows[1].id.as_str(), rows[1].second.as_deref()), ("7", Some("general")));
+    assert_eq!(
+        (rows[0].focus.as_deref(), rows[0].second.as_deref()),
+        (Some("aspirin"), None)
+    );
+    assert_eq!(
+        (rows[1].id.as_str(), rows[1].second.as_deref()),
+        ("7", Some("general"))
+    );
 }
 
 #[test]
 fn errors_name_the_file_and_the_line() {
     for (text, line, says) in [
-        ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\"e\"}\n{\"id\":\"b\",\"query\":\"q\"}", 2, "expert"),
-        ("{\"id\":\"a\",\"query\":\"  \",\"expert\":\"e\"}", 1, "query is empty"),
+        (
+            "{\"id\":\"a\",\"query\":\"q\",\"expert\":\"e\"}\n{\"id\":\"b\",\"query\":\"q\"}",
+            2,
+            "expert",
+        ),
+        (
+            "{\"id\":\"a\",\"query\":\"  \",\"expert\":\"e\"}",
+            1,
+            "query is empty",
+        ),
         ("\n\nnot json", 3, "expected"),
-        ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\" e\"}", 1, "spaces around"),
-        ("{\"id\":[],\"query\":\"q\",\"expert\":\"e\"}", 1, "string or an integer"),
-        ("{\"id\":\"a\",\"query\":\"q\",\"expert\":\"e\"}\n{\"id\":\"a\",\"query\":\" q\",\"expert\":\"f\"}", 2, "came before"),
+        (
+            "{\"id\":\"a\",\"query\":\"q\",\"expert\":\" e\"}",
+            1,
+            "spaces around",
+        ),
+        (
+            "{\"id\":[],\"query\":\"q\",\"expert\":\"e\"}",
+            1,
+            "string or an integer",
+        ),
+        (
+            "{\"id\":\"a\",\"query\":\"q\",\"expert\":\"e\"}\n{\"id\":\"a\",\"query\":\" q\",\"expert\":\"f\"}",
+            2,
+            "came before",
+        ),
     ] {
         let (_directory, path) = file("rows.jsonl", text.as_bytes());
         match read_files(std::slice::from_ref(&path)) {
-            Err(RouterError::BadRow { path: named, line: at, detail }) => {
+            Err(RouterError::BadRow {
+                path: named,
+                line: at,
+                detail,
+            }) => {
                 assert_eq!((named, at), (path, line));
                 assert!(detail.contains(says), "{detail}");
             }
@@ -51,27 +81,50 @@ fn errors_name_the_file_and_the_line() {
 
 #[test]
 fn invalid_utf8_and_endless_lines_are_refused() {
-    let (_a, path) = file("rows.jsonl", b"{\"id\":\"a\",\"query\":\"\xff\",\"expert\":\"e\"}");
+    let (_a, path) = file(
+        "rows.jsonl",
+        b"{\"id\":\"a\",\"query\":\"\xff\",\"expert\":\"e\"}",
+    );
     assert!(read_files(&[path]).unwrap_err().to_string().contains("UTF-8"));
     let (_b, path) = file("rows.jsonl", &vec![b'x'; MAX_LINE_BYTES + 2]);
-    assert!(read_files(&[path]).unwrap_err().to_string().contains("longer than"));
+    assert!(
+        read_files(&[path])
+            .unwrap_err()
+            .to_string()
+            .contains("longer than")
+    );
 }
 
 #[test]
 fn a_truncated_gzip_an_empty_and_a_missing_file_are_errors() {
     let packed = gzip(&TWO.repeat(50).replace("\"}{", "\"}\n{"));
     let (_a, path) = file("rows.jsonl.gz", &packed[..packed.len() - 9]);
-    let error = Reader::<Query>::open(&path).unwrap().find_map(Result::err).unwrap();
-    assert!(matches!(&error, RouterError::BadFile { detail, .. } if detail.contains("truncated")), "{error}");
+    let error = Reader::<Query>::open(&path)
+        .unwrap()
+        .find_map(Result::err)
+        .unwrap();
+    assert!(
+        matches!(&error, RouterError::BadFile { detail, .. } if detail.contains("truncated")),
+        "{error}"
+    );
     let (_b, path) = file("rows.jsonl", b"\n");
     assert!(read_files(&[path]).unwrap_err().to_string().contains("no rows"));
-    assert!(matches!(read_files(&["/nonexistent/rows".into()]), Err(RouterError::Io { .. })));
+    assert!(matches!(
+        read_files(&["/nonexistent/rows".into()]),
+        Err(RouterError::Io { .. })
+    ));
 }
 
 #[test]
 fn unlabelled_queries_need_no_expert() {
-    let (_directory, path) = file("q.jsonl", b"{\"id\":\"a\",\"query\":\"q\"}\r\n{\"id\":\"b\",\"query\":\"r\",\"expert\":\"e\"}");
-    let ids: Vec<String> = Reader::<Query>::open(&path).unwrap().map(|row| row.unwrap().id).collect();
+    let (_directory, path) = file(
+        "q.jsonl",
+        b"{\"id\":\"a\",\"query\":\"q\"}\r\n{\"id\":\"b\",\"query\":\"r\",\"expert\":\"e\"}",
+    );
+    let ids: Vec<String> = Reader::<Query>::open(&path)
+        .unwrap()
+        .map(|row| row.unwrap().id)
+        .collect();
     assert_eq!(ids, ["a", "b"]);
 }
 
@@ -79,8 +132,13 @@ fn unlabelled_queries_need_no_expert() {
 fn a_label_without_token_is_named() {
     let (_directory, path) = file("rows.jsonl", TWO.as_bytes());
     let files = read_files(&[path]).unwrap();
-    let error = check_labels(&files[0], &["pharmacy".into(), "general".into()]).unwrap_err().to_string();
-    assert!(error.contains("\"skin\"") && error.contains("pharmacy, general"), "{error}");
+    let error = check_labels(&files[0], &["pharmacy".into(), "general".into()])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("\"skin\"") && error.contains("pharmacy, general"),
+        "{error}"
+    );
     check_labels(&files[0], &["pharmacy".into(), "skin".into()]).unwrap();
 }
 

@@ -3,7 +3,14 @@ use proptest::prelude::*;
 use std::time::Duration;
 
 fn row(expert: &str, second: Option<&str>) -> Row {
-    Row { id: "r".into(), query: "q".into(), expert: expert.into(), second: second.map(Into::into), focus: None, scenario: None }
+    Row {
+        id: "r".into(),
+        query: "q".into(),
+        expert: expert.into(),
+        second: second.map(Into::into),
+        focus: None,
+        scenario: None,
+    }
 }
 
 fn routing(chosen: &str, other: &str, confidence: f32, abstained: bool, us: u64) -> Routing {
@@ -32,7 +39,12 @@ fn figures_of_a_case_worked_by_hand() {
         ("a", Some("b"), "b", "a", 0.6, false, 30),
         ("b", None, "b", "a", 0.5, true, 40),
     ] {
-        accumulator.push(&row(truth, second), &routing(chosen, other, confidence, abstained, us)).unwrap();
+        accumulator
+            .push(
+                &row(truth, second),
+                &routing(chosen, other, confidence, abstained, us),
+            )
+            .unwrap();
     }
     let figures = accumulator.finish();
     near(figures.accuracy, 0.75);
@@ -43,7 +55,10 @@ fn figures_of_a_case_worked_by_hand() {
     near(figures.selective_accuracy, 2.0 / 3.0);
     // Bins: 0.9 twice (both right), 0.6 (wrong), 0.5 (right).
     near(figures.ece, 0.5 * 0.1 + 0.25 * 0.6 + 0.25 * 0.5);
-    near(figures.nll, -(2.0 * 0.9f64.ln() + 0.4f64.ln() + 0.5f64.ln()) / 4.0);
+    near(
+        figures.nll,
+        -(2.0 * 0.9f64.ln() + 0.4f64.ln() + 0.5f64.ln()) / 4.0,
+    );
     assert_eq!((figures.latency_p50_us, figures.latency_p95_us), (20, 40));
     assert_eq!(figures.confusion.counts, [[2, 1, 0], [0, 1, 0], [0, 0, 0]]);
     near(figures.experts[0].recall, 2.0 / 3.0);
@@ -51,26 +66,42 @@ fn figures_of_a_case_worked_by_hand() {
     near(figures.risk_coverage[9].accuracy, 1.0);
     near(figures.risk_coverage[19].accuracy, 0.75);
     let text = figures.to_string();
-    assert!(text.contains("accuracy            0.7500") && text.contains("p50 0.0 ms"), "{text}");
+    assert!(
+        text.contains("accuracy            0.7500") && text.contains("p50 0.0 ms"),
+        "{text}"
+    );
 }
 
 #[test]
 fn an_unknown_label_is_named() {
     let mut accumulator = Accumulator::new(&experts());
-    let error = accumulator.push(&row("skin", None), &routing("a", "b", 0.9, false, 1)).unwrap_err().to_string();
+    let error = accumulator
+        .push(&row("skin", None), &routing("a", "b", 0.9, false, 1))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("\"skin\"") && error.contains("a, b, c"), "{error}");
 }
 
 #[test]
 fn nothing_evaluates_to_zeros() {
     let figures = Accumulator::new(&experts()).finish();
-    assert_eq!((figures.n, figures.accuracy, figures.macro_f1, figures.ece), (0, 0.0, 0.0, 0.0));
+    assert_eq!(
+        (figures.n, figures.accuracy, figures.macro_f1, figures.ece),
+        (0, 0.0, 0.0, 0.0)
+    );
 }
 
 #[test]
 fn percentiles_are_nearest_rank() {
     let values: Vec<u32> = (1..=100).collect();
-    assert_eq!((percentile(&values, 0.5), percentile(&values, 0.95), percentile(&values, 1.0)), (50, 95, 100));
+    assert_eq!(
+        (
+            percentile(&values, 0.5),
+            percentile(&values, 0.95),
+            percentile(&values, 1.0)
+        ),
+        (50, 95, 100)
+    );
     assert_eq!((percentile(&[7], 0.5), percentile(&[], 0.5)), (7, 0));
 }
 

@@ -32,7 +32,12 @@ pub(crate) struct ModelIdentity {
 impl ModelIdentity {
     pub(crate) fn of(model: &LanguageModel) -> Self {
         let info = model.info();
-        Self { name: info.name.clone(), layers: info.layers, width: info.width, vocabulary: info.vocabulary }
+        Self {
+            name: info.name.clone(),
+            layers: info.layers,
+            width: info.width,
+            vocabulary: info.vocabulary,
+        }
     }
 }
 
@@ -54,8 +59,17 @@ impl Settings {
     pub(crate) fn untrained(experts: &[String]) -> Self {
         Self {
             format: FORMAT,
-            model: ModelIdentity { name: String::new(), layers: 0, width: 0, vocabulary: 0 },
-            read_out: ReadOutSpec { prompt: String::new(), window: super::Window::default(), features: Vec::new() },
+            model: ModelIdentity {
+                name: String::new(),
+                layers: 0,
+                width: 0,
+                vocabulary: 0,
+            },
+            read_out: ReadOutSpec {
+                prompt: String::new(),
+                window: super::Window::default(),
+                features: Vec::new(),
+            },
             experts: experts.to_vec(),
             temperature: 1.0,
             threshold: 0.0,
@@ -82,9 +96,19 @@ impl RouterFile {
     }
 
     /// Reads and checks both files; `path` is for messages only.
-    pub(crate) fn parse(path: &Path, settings: &[u8], tokens: &[u8], model: &ModelIdentity) -> Result<Self, RouterError> {
-        let bad = |detail: String| RouterError::BadFile { path: path.to_owned(), what: WHAT, detail };
-        let settings: Settings = serde_json::from_slice(settings).map_err(|error| bad(format!("{SETTINGS}: {error}")))?;
+    pub(crate) fn parse(
+        path: &Path,
+        settings: &[u8],
+        tokens: &[u8],
+        model: &ModelIdentity,
+    ) -> Result<Self, RouterError> {
+        let bad = |detail: String| RouterError::BadFile {
+            path: path.to_owned(),
+            what: WHAT,
+            detail,
+        };
+        let settings: Settings =
+            serde_json::from_slice(settings).map_err(|error| bad(format!("{SETTINGS}: {error}")))?;
         if let Some(fault) = fault(&settings, model) {
             return Err(bad(format!("{SETTINGS}: {fault}")));
         }
@@ -92,24 +116,41 @@ impl RouterFile {
         let width = settings.read_out.width(model.width);
         let classes = settings.experts.len() + 1;
         let read = |name: &str, shape: &[usize]| {
-            let tensor = tensors.tensor(name).map_err(|error| bad(format!("{TOKENS}: {error}")))?;
+            let tensor = tensors
+                .tensor(name)
+                .map_err(|error| bad(format!("{TOKENS}: {error}")))?;
             if tensor.shape() != shape {
-                return Err(bad(format!("{TOKENS}: {name} has the shape {:?}, {SETTINGS} wants {shape:?}", tensor.shape())));
+                return Err(bad(format!(
+                    "{TOKENS}: {name} has the shape {:?}, {SETTINGS} wants {shape:?}",
+                    tensor.shape()
+                )));
             }
-            let values = floats(&tensor).ok_or_else(|| bad(format!("{TOKENS}: {name} is {:?}: write F16 or F32", tensor.dtype())))?;
+            let values = floats(&tensor).ok_or_else(|| {
+                bad(format!(
+                    "{TOKENS}: {name} is {:?}: write F16 or F32",
+                    tensor.dtype()
+                ))
+            })?;
             match values.iter().all(|x| x.is_finite()) {
                 true => Ok(values),
-                false => Err(bad(format!("{TOKENS}: {name} holds a value that is not finite: train the router again"))),
+                false => Err(bad(format!(
+                    "{TOKENS}: {name} holds a value that is not finite: train the router again"
+                ))),
             }
         };
         let file = Self {
-            head: Head { rows: read("rows", &[classes, width])?, bias: read("bias", &[classes])? },
+            head: Head {
+                rows: read("rows", &[classes, width])?,
+                bias: read("bias", &[classes])?,
+            },
             mean: read("mean", &[width])?,
             scale: read("scale", &[width])?,
             settings,
         };
         if file.scale.iter().any(|scale| *scale <= 0.0) {
-            return Err(bad(format!("{TOKENS}: scale holds a value that is not positive: train the router again")));
+            return Err(bad(format!(
+                "{TOKENS}: scale holds a value that is not positive: train the router again"
+            )));
         }
         Ok(file)
     }
@@ -117,7 +158,12 @@ impl RouterFile {
     /// Writes both files into a directory that exists. Rows are halved to f16: their logits stay within a thousandth.
     pub(crate) fn save(&self, directory: &Path) -> Result<(), RouterError> {
         let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let rows: Vec<u8> = self.head.rows.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+        let rows: Vec<u8> = self
+            .head
+            .rows
+            .iter()
+            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+            .collect();
         let (bias, mean, scale) = (bytes(&self.head.bias), bytes(&self.mean), bytes(&self.scale));
         let (classes, width) = (self.head.bias.len(), self.mean.len());
         let path = directory.join(TOKENS);
@@ -146,8 +192,24 @@ impl RouterFile {
 
 fn floats(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
     match tensor.dtype() {
-        Dtype::F16 => Some(tensor.data().as_chunks::<2>().0.iter().map(|x| f16::from_le_bytes(*x).to_f32()).collect()),
-        Dtype::F32 => Some(tensor.data().as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect()),
+        Dtype::F16 => Some(
+            tensor
+                .data()
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|x| f16::from_le_bytes(*x).to_f32())
+                .collect(),
+        ),
+        Dtype::F32 => Some(
+            tensor
+                .data()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|x| f32::from_le_bytes(*x))
+                .collect(),
+        ),
         _ => None,
     }
 }
@@ -155,21 +217,38 @@ fn floats(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
 /// What is wrong with the settings, if anything.
 fn fault(settings: &Settings, model: &ModelIdentity) -> Option<String> {
     if settings.format != FORMAT {
-        return Some(format!("format {} is not supported: this version reads format {FORMAT}", settings.format));
+        return Some(format!(
+            "format {} is not supported: this version reads format {FORMAT}",
+            settings.format
+        ));
     }
     if settings.model != *model {
         let (theirs, ours) = (&settings.model, model);
-        return Some(format!("the router was trained on {theirs:?}, the model is {ours:?}: train a router for it"));
+        return Some(format!(
+            "the router was trained on {theirs:?}, the model is {ours:?}: train a router for it"
+        ));
     }
     let mut seen = HashSet::new();
-    if settings.experts.len() < 2 || settings.experts.iter().any(|name| name.is_empty() || !seen.insert(name)) {
+    if settings.experts.len() < 2
+        || settings
+            .experts
+            .iter()
+            .any(|name| name.is_empty() || !seen.insert(name))
+    {
         return Some("experts: name at least two, each once".to_owned());
     }
     if !(settings.temperature.is_finite() && settings.temperature > 0.0) {
         return Some(format!("temperature: {} is not positive", settings.temperature));
     }
     if !(0.0..=1.0).contains(&settings.threshold) {
-        return Some(format!("threshold: {} is not between 0 and 1", settings.threshold));
+        return Some(format!(
+            "threshold: {} is not between 0 and 1",
+            settings.threshold
+        ));
     }
-    settings.read_out.features.is_empty().then(|| "read_out: features is empty".to_owned())
+    settings
+        .read_out
+        .features
+        .is_empty()
+        .then(|| "read_out: features is empty".to_owned())
 }

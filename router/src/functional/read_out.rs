@@ -104,16 +104,33 @@ impl ReadOut {
         let layers = spec.layers();
         let depth = model.info().layers;
         let bad = layers.iter().find(|layer| !(1..=depth).contains(*layer));
-        if let Some(value) = bad.map(ToString::to_string).or_else(|| layers.is_empty().then(|| "none".to_owned())) {
-            return Err(RouterError::Invalid { field: "layer", value, fix: format!("the model has layers 1 to {depth}") });
+        if let Some(value) = bad
+            .map(ToString::to_string)
+            .or_else(|| layers.is_empty().then(|| "none".to_owned()))
+        {
+            return Err(RouterError::Invalid {
+                field: "layer",
+                value,
+                fix: format!("the model has layers 1 to {depth}"),
+            });
         }
         if spec.window.head + spec.window.tail == 0 {
             let fix = "keep at least one token".to_owned();
-            return Err(RouterError::Invalid { field: "window", value: "0".to_owned(), fix });
+            return Err(RouterError::Invalid {
+                field: "window",
+                value: "0".to_owned(),
+                fix,
+            });
         }
         let (head, tail) = around_query(&model, &spec.prompt)?;
         let prefix = model.prefix(&head, layers.last().copied())?;
-        Ok(Self { model, spec, layers, prefix, tail })
+        Ok(Self {
+            model,
+            spec,
+            layers,
+            prefix,
+            tail,
+        })
     }
 
     /// What is read.
@@ -136,10 +153,19 @@ impl ReadOut {
         if queries.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<Vec<u32>> = queries.iter().map(|tokens| [tokens.as_slice(), &self.tail].concat()).collect();
+        let rows: Vec<Vec<u32>> = queries
+            .iter()
+            .map(|tokens| [tokens.as_slice(), &self.tail].concat())
+            .collect();
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let states = self.model.hidden_states(Some(&self.prefix), &rows, &self.layers)?;
-        Ok(states.iter().zip(queries).map(|(states, tokens)| self.pool(states, tokens.len())).collect())
+        let states = self
+            .model
+            .hidden_states(Some(&self.prefix), &rows, &self.layers)?;
+        Ok(states
+            .iter()
+            .zip(queries)
+            .map(|(states, tokens)| self.pool(states, tokens.len()))
+            .collect())
     }
 
     fn pool(&self, states: &HiddenStates, query_tokens: usize) -> Vec<f32> {
@@ -147,12 +173,18 @@ impl ReadOut {
         let mut vector = Vec::with_capacity(self.width());
         for feature in &self.spec.features {
             let slot = self.layers.iter().position(|layer| *layer == feature.layer);
-            let hidden = slot.and_then(|slot| states.layers.get(slot)).map_or(&[][..], Vec::as_slice);
+            let hidden = slot
+                .and_then(|slot| states.layers.get(slot))
+                .map_or(&[][..], Vec::as_slice);
             match feature.pooling {
                 Pooling::Last => vector.extend_from_slice(&hidden[hidden.len().saturating_sub(width)..]),
                 Pooling::Mean => {
                     // A query without a token of its own is read from the template's.
-                    let count = if query_tokens == 0 { states.tokens } else { query_tokens };
+                    let count = if query_tokens == 0 {
+                        states.tokens
+                    } else {
+                        query_tokens
+                    };
                     let start = vector.len();
                     vector.resize(start + width, 0.0);
                     let mean = &mut vector[start..];
@@ -170,7 +202,10 @@ impl ReadOut {
 /// The tokens that the chat template puts before and after the user's text: what two chats with different texts share.
 fn around_query(model: &LanguageModel, prompt: &str) -> Result<(Vec<u32>, Vec<u32>), RouterError> {
     let chat = |text: &str| {
-        let message = |role, content: &str| ChatMessage { role, content: content.to_owned() };
+        let message = |role, content: &str| ChatMessage {
+            role,
+            content: content.to_owned(),
+        };
         model.encode_chat(&[message(Role::System, prompt), message(Role::User, text)], true)
     };
     let (a, b) = (chat("a")?, chat("b")?);

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 fn routing(probabilities: &[(&str, f32)], abstained: bool) -> Routing {
     Routing {
-        probabilities: probabilities.iter().map(|(name, p)| ((*name).to_owned(), *p)).collect(),
+        probabilities: probabilities
+            .iter()
+            .map(|(name, p)| ((*name).to_owned(), *p))
+            .collect(),
         confidence: probabilities.first().map_or(0.0, |(_, p)| *p),
         abstained,
         latency: Duration::from_millis(1),
@@ -12,19 +15,33 @@ fn routing(probabilities: &[(&str, f32)], abstained: bool) -> Routing {
 }
 
 fn candidate(id: &str) -> Candidate {
-    Candidate { id: id.to_owned(), is_ready: true, is_external: false }
+    Candidate {
+        id: id.to_owned(),
+        is_ready: true,
+        is_external: false,
+    }
 }
 
 fn down(id: &str) -> Candidate {
-    Candidate { is_ready: false, ..candidate(id) }
+    Candidate {
+        is_ready: false,
+        ..candidate(id)
+    }
 }
 
 fn external(id: &str) -> Candidate {
-    Candidate { is_external: true, ..candidate(id) }
+    Candidate {
+        is_external: true,
+        ..candidate(id)
+    }
 }
 
 fn settings() -> PolicySettings {
-    PolicySettings { generalist: "generalist".into(), min_confidence: None, allow_external: false }
+    PolicySettings {
+        generalist: "generalist".into(),
+        min_confidence: None,
+        allow_external: false,
+    }
 }
 
 fn chosen(routing: &Routing, candidates: &[Candidate]) -> (Vec<String>, Vec<Reason>) {
@@ -35,26 +52,53 @@ fn chosen(routing: &Routing, candidates: &[Candidate]) -> (Vec<String>, Vec<Reas
 #[test]
 fn the_likeliest_expert_answers_and_the_generalist_stands_behind() {
     let routing = routing(&[("heart", 0.8), ("lungs", 0.1), ("generalist", 0.1)], false);
-    let (order, reasons) = chosen(&routing, &[candidate("generalist"), candidate("lungs"), candidate("heart")]);
-    assert_eq!((order, reasons), (vec!["heart".into(), "generalist".into()], vec![Reason::Routed]));
+    let (order, reasons) = chosen(
+        &routing,
+        &[candidate("generalist"), candidate("lungs"), candidate("heart")],
+    );
+    assert_eq!(
+        (order, reasons),
+        (vec!["heart".into(), "generalist".into()], vec![Reason::Routed])
+    );
 }
 
 #[test]
 fn a_close_runner_up_is_a_fallback_and_replaces_the_first() {
     let routing = routing(&[("heart", 0.5), ("lungs", 0.4), ("skin", 0.1)], false);
-    let all = [candidate("heart"), candidate("lungs"), candidate("skin"), candidate("generalist")];
+    let all = [
+        candidate("heart"),
+        candidate("lungs"),
+        candidate("skin"),
+        candidate("generalist"),
+    ];
     assert_eq!(chosen(&routing, &all).0, ["heart", "lungs", "generalist"]);
-    for (heart, reason) in [(Some(down("heart")), Reason::Unhealthy), (Some(external("heart")), Reason::Residency), (None, Reason::NotConfigured)] {
+    for (heart, reason) in [
+        (Some(down("heart")), Reason::Unhealthy),
+        (Some(external("heart")), Reason::Residency),
+        (None, Reason::NotConfigured),
+    ] {
         let candidates: Vec<_> = heart.into_iter().chain(all[1..].iter().cloned()).collect();
-        assert_eq!(chosen(&routing, &candidates), (vec!["lungs".into(), "generalist".into()], vec![reason, Reason::Routed]));
+        assert_eq!(
+            chosen(&routing, &candidates),
+            (
+                vec!["lungs".into(), "generalist".into()],
+                vec![reason, Reason::Routed]
+            )
+        );
     }
 }
 
 #[test]
 fn an_unlikely_expert_never_replaces_a_likely_one() {
     let routing = routing(&[("heart", 0.8), ("lungs", 0.2)], false);
-    let (order, reasons) = chosen(&routing, &[down("heart"), candidate("lungs"), candidate("generalist")]);
-    assert_eq!((order, reasons), (vec!["generalist".into()], vec![Reason::Unhealthy, Reason::Routed]));
+    let (order, reasons) = chosen(
+        &routing,
+        &[down("heart"), candidate("lungs"), candidate("generalist")],
+    );
+    assert_eq!(
+        (order, reasons),
+        (vec!["generalist".into()], vec![Reason::Unhealthy, Reason::Routed])
+    );
 }
 
 #[test]
@@ -62,19 +106,43 @@ fn abstention_goes_to_the_generalist() {
     let unsure = routing(&[("heart", 0.3), ("lungs", 0.2)], true);
     let all = [candidate("heart"), candidate("generalist")];
     let choice = decide(Some(&unsure), None, &all, &settings()).unwrap();
-    assert_eq!((choice.order, choice.abstained), (vec!["generalist".into(), "heart".into()], true));
+    assert_eq!(
+        (choice.order, choice.abstained),
+        (vec!["generalist".into(), "heart".into()], true)
+    );
     assert_eq!(choice.reasons, [Reason::Abstained]);
     // The setting overrides the router's own threshold, both ways.
-    let lax = PolicySettings { min_confidence: Some(0.2), ..settings() };
-    assert_eq!(decide(Some(&unsure), None, &all, &lax).unwrap().order, ["heart", "generalist"]);
-    let strict = PolicySettings { min_confidence: Some(0.9), ..settings() };
+    let lax = PolicySettings {
+        min_confidence: Some(0.2),
+        ..settings()
+    };
+    assert_eq!(
+        decide(Some(&unsure), None, &all, &lax).unwrap().order,
+        ["heart", "generalist"]
+    );
+    let strict = PolicySettings {
+        min_confidence: Some(0.9),
+        ..settings()
+    };
     let sure = routing(&[("heart", 0.8), ("lungs", 0.2)], false);
     assert!(decide(Some(&sure), None, &all, &strict).unwrap().abstained);
     // No routing at all: nothing is known, so the generalist.
-    assert_eq!(decide(None, None, &all, &settings()).unwrap().order, ["generalist"]);
+    assert_eq!(
+        decide(None, None, &all, &settings()).unwrap().order,
+        ["generalist"]
+    );
     // Abstained and no generalist: the likeliest that is there.
-    let choice = decide(Some(&unsure), None, &[candidate("heart"), down("generalist")], &settings()).unwrap();
-    assert_eq!((choice.order, choice.reasons), (vec!["heart".into()], vec![Reason::Unhealthy, Reason::Abstained]));
+    let choice = decide(
+        Some(&unsure),
+        None,
+        &[candidate("heart"), down("generalist")],
+        &settings(),
+    )
+    .unwrap();
+    assert_eq!(
+        (choice.order, choice.reasons),
+        (vec!["heart".into()], vec![Reason::Unhealthy, Reason::Abstained])
+    );
 }
 
 #[test]
@@ -82,38 +150,72 @@ fn a_named_expert_wins_unless_it_cannot() {
     let routing = routing(&[("heart", 0.9), ("lungs", 0.1)], false);
     let ask = |candidates: &[Candidate]| decide(Some(&routing), Some("lungs"), candidates, &settings());
     let choice = ask(&[candidate("heart"), candidate("lungs"), candidate("generalist")]).unwrap();
-    assert_eq!((choice.order, choice.reasons), (vec!["lungs".into(), "generalist".into()], vec![Reason::Requested]));
+    assert_eq!(
+        (choice.order, choice.reasons),
+        (vec!["lungs".into(), "generalist".into()], vec![Reason::Requested])
+    );
     let choice = ask(&[external("lungs"), candidate("generalist")]).unwrap();
-    assert_eq!((choice.order, choice.reasons), (vec!["generalist".into()], vec![Reason::Residency, Reason::Requested]));
-    assert_eq!(ask(&[candidate("heart")]), Err(PolicyError::UnknownExpert("lungs".into())));
-    assert_eq!(ask(&[down("lungs"), down("heart")]), Err(PolicyError::NobodyAvailable));
+    assert_eq!(
+        (choice.order, choice.reasons),
+        (
+            vec!["generalist".into()],
+            vec![Reason::Residency, Reason::Requested]
+        )
+    );
+    assert_eq!(
+        ask(&[candidate("heart")]),
+        Err(PolicyError::UnknownExpert("lungs".into()))
+    );
+    assert_eq!(
+        ask(&[down("lungs"), down("heart")]),
+        Err(PolicyError::NobodyAvailable)
+    );
 }
 
 #[test]
 fn a_router_with_a_token_for_the_generalist_routes_to_it() {
     let routing = routing(&[("generalist", 0.9), ("heart", 0.1)], false);
     let (order, reasons) = chosen(&routing, &[candidate("heart"), candidate("generalist")]);
-    assert_eq!((order, reasons), (vec!["generalist".into()], vec![Reason::Routed]));
+    assert_eq!(
+        (order, reasons),
+        (vec!["generalist".into()], vec![Reason::Routed])
+    );
 }
 
 fn any_routing() -> impl Strategy<Value = Option<Routing>> {
     let weights = proptest::collection::vec(0.0f32..1.0, 0..6);
     proptest::option::of((weights, any::<bool>()).prop_map(|(weights, abstained)| {
         let sum: f32 = weights.iter().sum::<f32>().max(f32::MIN_POSITIVE);
-        let mut pairs: Vec<_> = weights.iter().enumerate().map(|(i, w)| (format!("e{i}"), w / sum)).collect();
+        let mut pairs: Vec<_> = weights
+            .iter()
+            .enumerate()
+            .map(|(i, w)| (format!("e{i}"), w / sum))
+            .collect();
         pairs.sort_by(|a, b| b.1.total_cmp(&a.1));
         let confidence = pairs.first().map_or(0.0, |(_, p)| *p);
-        Routing { probabilities: pairs, confidence, abstained, latency: Duration::ZERO }
+        Routing {
+            probabilities: pairs,
+            confidence,
+            abstained,
+            latency: Duration::ZERO,
+        }
     }))
 }
 
 fn any_candidates() -> impl Strategy<Value = Vec<Candidate>> {
     let state = (any::<bool>(), any::<bool>(), any::<bool>());
     proptest::collection::vec(state, 7).prop_map(|states| {
-        let named = states.into_iter().enumerate().filter(|(_, (is_there, ..))| *is_there);
+        let named = states
+            .into_iter()
+            .enumerate()
+            .filter(|(_, (is_there, ..))| *is_there);
         named
             .map(|(i, (_, is_ready, is_external))| Candidate {
-                id: if i == 6 { "generalist".to_owned() } else { format!("e{i}") },
+                id: if i == 6 {
+                    "generalist".to_owned()
+                } else {
+                    format!("e{i}")
+                },
                 is_ready,
                 is_external,
             })

@@ -1,7 +1,7 @@
 //! What a training run leaves behind besides the router: a report for machines, one for readers, and the card.
 
-use crate::functional::{Feature, ModelIdentity};
 use crate::dataset::DataFile;
+use crate::functional::{Feature, ModelIdentity};
 use crate::{Evaluation, RouterError};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,14 +23,25 @@ pub struct SourceFile {
 
 impl SourceFile {
     pub(super) fn of(data: &[DataFile], dev: &[DataFile]) -> Vec<Self> {
-        let files = data.iter().map(|file| ("train", file)).chain(dev.iter().map(|file| ("dev", file)));
+        let files = data
+            .iter()
+            .map(|file| ("train", file))
+            .chain(dev.iter().map(|file| ("dev", file)));
         files
-            .map(|(split, file)| Self { name: Self::name(&file.path), split, sha256: file.sha256.clone(), rows: file.rows.len() })
+            .map(|(split, file)| Self {
+                name: Self::name(&file.path),
+                split,
+                sha256: file.sha256.clone(),
+                rows: file.rows.len(),
+            })
             .collect()
     }
 
     pub(super) fn name(path: &Path) -> String {
-        path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+        path.file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned()
     }
 }
 
@@ -121,9 +132,16 @@ impl Report {
             self.experts.join(", ")
         );
         for source in &self.sources {
-            text += &format!("| {} | {} | {} | `{}` |\n", source.name, source.split, source.rows, source.sha256);
+            text += &format!(
+                "| {} | {} | {} | `{}` |\n",
+                source.name, source.split, source.rows, source.sha256
+            );
         }
-        text += &format!("\nTrained on {} rows with\n\n```\n{}\n```\n\n", self.trained_rows, self.command());
+        text += &format!(
+            "\nTrained on {} rows with\n\n```\n{}\n```\n\n",
+            self.trained_rows,
+            self.command()
+        );
         text += "Choices and calibration were made on the dev files, so the figures below flatter a little.\n\n```\n";
         text += &self.to_string();
         text + "```\n"
@@ -132,14 +150,34 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Choices { features, l2, class_balance, source_exponent, .. } = &self.choices;
-        let read: Vec<String> = features.iter().map(|feature| format!("{:?}@{}", feature.pooling, feature.layer)).collect();
+        let Choices {
+            features,
+            l2,
+            class_balance,
+            source_exponent,
+            ..
+        } = &self.choices;
+        let read: Vec<String> = features
+            .iter()
+            .map(|feature| format!("{:?}@{}", feature.pooling, feature.layer))
+            .collect();
         writeln!(f, "read-out            {}", read.join(" ").to_lowercase())?;
-        writeln!(f, "l2 {l2}, class balance {class_balance}, source exponent {source_exponent}")?;
+        writeln!(
+            f,
+            "l2 {l2}, class balance {class_balance}, source exponent {source_exponent}"
+        )?;
         writeln!(f, "temperature         {:.3}", self.temperature)?;
-        writeln!(f, "threshold           {:.3} (at most {} of accepted dev rows wrong)", self.threshold, self.max_error)?;
+        writeln!(
+            f,
+            "threshold           {:.3} (at most {} of accepted dev rows wrong)",
+            self.threshold, self.max_error
+        )?;
         if self.unanswerable > 0 {
-            writeln!(f, "abstained on {} of {} dev rows that no expert is called for", self.unanswerable_abstained, self.unanswerable)?;
+            writeln!(
+                f,
+                "abstained on {} of {} dev rows that no expert is called for",
+                self.unanswerable_abstained, self.unanswerable
+            )?;
         }
         for (name, figures) in &self.dev {
             write!(f, "\n{name}\n{figures}")?;
@@ -150,7 +188,10 @@ impl fmt::Display for Report {
 
 /// Writes a value as indented JSON with a line break at the end.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RouterError> {
-    let io = |source| RouterError::Io { path: path.to_owned(), source };
+    let io = |source| RouterError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let mut text = serde_json::to_string_pretty(value).map_err(|error| io(error.into()))?;
     text.push('\n');
     std::fs::write(path, text).map_err(io)

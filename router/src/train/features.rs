@@ -29,7 +29,10 @@ pub(super) fn extract(
     let width = read_out.width();
     let identity = identity(model, read_out)?;
     let normal: Vec<String> = queries.iter().map(|query| dataset::normalise(query)).collect();
-    let keys: Vec<[u8; KEY_BYTES]> = normal.iter().map(|query| digest::parts(&[&identity, query.as_bytes()])).collect();
+    let keys: Vec<[u8; KEY_BYTES]> = normal
+        .iter()
+        .map(|query| digest::parts(&[&identity, query.as_bytes()]))
+        .collect();
 
     let mut known = match cache {
         Some(path) => load(path, width)?,
@@ -60,12 +63,22 @@ pub(super) fn extract(
             known.insert(*key, vector);
         }
         if let Some(path) = cache {
-            let io = |source| RouterError::Io { path: path.to_owned(), source };
-            OpenOptions::new().append(true).open(path).and_then(|mut file| file.write_all(&record)).map_err(io)?;
+            let io = |source| RouterError::Io {
+                path: path.to_owned(),
+                source,
+            };
+            OpenOptions::new()
+                .append(true)
+                .open(path)
+                .and_then(|mut file| file.write_all(&record))
+                .map_err(io)?;
         }
         progress.inc(count as u64);
     }
-    Ok(keys.iter().map(|key| known.get(key).cloned().unwrap_or_default()).collect())
+    Ok(keys
+        .iter()
+        .map(|key| known.get(key).cloned().unwrap_or_default())
+        .collect())
 }
 
 /// Everything besides the query that the features depend on.
@@ -76,20 +89,37 @@ fn identity(model: &LanguageModel, read_out: &ReadOut) -> Result<Vec<u8>, Router
         value: error.to_string(),
         fix: "report this as a defect".to_owned(),
     })?;
-    Ok(format!("{} {} {} {} {spec}", info.name, info.layers, info.width, info.weight_bytes).into_bytes())
+    Ok(format!(
+        "{} {} {} {} {spec}",
+        info.name, info.layers, info.width, info.weight_bytes
+    )
+    .into_bytes())
 }
 
 /// Reads the cache, creating it if it is not there; cuts off a record that was not written to its end.
 fn load(path: &Path, width: usize) -> Result<HashMap<[u8; KEY_BYTES], Vec<f16>>, RouterError> {
-    let io = |source| RouterError::Io { path: path.to_owned(), source };
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(io)?;
+    let io = |source| RouterError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(io)?;
     let bytes = std::fs::read(path).map_err(io)?;
     let record = KEY_BYTES + 2 * width;
     file.set_len((bytes.len() / record * record) as u64).map_err(io)?;
     let mut known = HashMap::with_capacity(bytes.len() / record);
     for piece in bytes.chunks_exact(record) {
         if let Some((key, vector)) = piece.split_first_chunk::<KEY_BYTES>() {
-            let vector = vector.as_chunks::<2>().0.iter().map(|pair| f16::from_le_bytes(*pair)).collect();
+            let vector = vector
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|pair| f16::from_le_bytes(*pair))
+                .collect();
             known.insert(*key, vector);
         }
     }
@@ -104,13 +134,20 @@ mod tests {
     fn a_half_written_record_is_cut_off() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut bytes = vec![7u8; KEY_BYTES];
-        bytes.extend([f16::from_f32(1.5), f16::from_f32(-2.0)].iter().flat_map(|x| x.to_le_bytes()));
+        bytes.extend(
+            [f16::from_f32(1.5), f16::from_f32(-2.0)]
+                .iter()
+                .flat_map(|x| x.to_le_bytes()),
+        );
         let whole = bytes.len();
         bytes.extend([9u8; 20]);
         std::fs::write(file.path(), &bytes).unwrap();
         let known = load(file.path(), 2).unwrap();
         assert_eq!(known.len(), 1);
-        assert_eq!(known[&[7u8; KEY_BYTES]], [f16::from_f32(1.5), f16::from_f32(-2.0)]);
+        assert_eq!(
+            known[&[7u8; KEY_BYTES]],
+            [f16::from_f32(1.5), f16::from_f32(-2.0)]
+        );
         assert_eq!(std::fs::metadata(file.path()).unwrap().len(), whole as u64);
     }
 }

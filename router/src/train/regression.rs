@@ -32,7 +32,11 @@ pub(crate) struct Head {
 impl Head {
     /// One logit per class.
     pub(crate) fn logits(&self, x: &[f32]) -> Vec<f32> {
-        self.rows.chunks_exact(x.len().max(1)).zip(&self.bias).map(|(row, bias)| bias + dot32(row, x)).collect()
+        self.rows
+            .chunks_exact(x.len().max(1))
+            .zip(&self.bias)
+            .map(|(row, bias)| bias + dot32(row, x))
+            .collect()
     }
 }
 
@@ -47,10 +51,18 @@ impl Problem<'_> {
         let (n, width) = self.features.dims2()?;
         let (rows, bias) = parameters.split_at(self.classes * width);
         let matrix = Tensor::from_slice(rows, (self.classes, width), &Device::Cpu)?;
-        let mut errors = self.features.matmul(&matrix.t()?)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut errors = self
+            .features
+            .matmul(&matrix.t()?)?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
         let mut loss = 0.0f64;
         let mut bias_gradient = vec![0.0f32; self.classes];
-        for ((z, &label), &weight) in errors.chunks_exact_mut(self.classes).zip(self.labels).zip(self.weights) {
+        for ((z, &label), &weight) in errors
+            .chunks_exact_mut(self.classes)
+            .zip(self.labels)
+            .zip(self.weights)
+        {
             z.iter_mut().zip(bias).for_each(|(z, bias)| *z += bias);
             let top = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let own = z.get(label).copied().unwrap_or(top);
@@ -63,7 +75,11 @@ impl Problem<'_> {
             }
         }
         let errors = Tensor::from_vec(errors, (n, self.classes), &Device::Cpu)?;
-        let mut gradient = errors.t()?.matmul(self.features)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut gradient = errors
+            .t()?
+            .matmul(self.features)?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
         for (g, w) in gradient.iter_mut().zip(rows) {
             *g += self.l2 * w;
             loss += 0.5 * f64::from(self.l2) * f64::from(w * w);
@@ -85,9 +101,17 @@ impl Problem<'_> {
                 break;
             }
             // Armijo backtracking; the quasi-Newton step is 1 except at the very start.
-            let mut step = if memory.is_empty() { (1.0 / dot(&gradient, &gradient).sqrt()).min(1.0) } else { 1.0 };
+            let mut step = if memory.is_empty() {
+                (1.0 / dot(&gradient, &gradient).sqrt()).min(1.0)
+            } else {
+                1.0
+            };
             let accepted = loop {
-                let next: Vec<f32> = at.iter().zip(&direction).map(|(x, d)| x + step as f32 * d).collect();
+                let next: Vec<f32> = at
+                    .iter()
+                    .zip(&direction)
+                    .map(|(x, d)| x + step as f32 * d)
+                    .collect();
                 let (value, slopes) = self.gradient(&next)?;
                 if value <= loss + 1e-4 * step * slope {
                     break Some((next, value, slopes));
@@ -97,7 +121,9 @@ impl Problem<'_> {
                     break None;
                 }
             };
-            let Some((next, value, slopes)) = accepted else { break };
+            let Some((next, value, slopes)) = accepted else {
+                break;
+            };
             let s: Vec<f32> = next.iter().zip(&at).map(|(a, b)| a - b).collect();
             let y: Vec<f32> = slopes.iter().zip(&gradient).map(|(a, b)| a - b).collect();
             let curvature = dot(&s, &y);
@@ -133,7 +159,9 @@ fn lbfgs_direction(gradient: &[f32], memory: &VecDeque<(Vec<f32>, Vec<f32>, f64)
     }
     for ((s, y, curvature), alpha) in memory.iter().zip(alphas.iter().rev()) {
         let beta = dot(y, &q) / curvature;
-        q.iter_mut().zip(s).for_each(|(q, s)| *q += (alpha - beta) as f32 * s);
+        q.iter_mut()
+            .zip(s)
+            .for_each(|(q, s)| *q += (alpha - beta) as f32 * s);
     }
     q
 }
@@ -171,18 +199,33 @@ mod tests {
             .flat_map(|label| (0..width).map(move |d| cell(*label, d)))
             .map(|centre| centre + random.random_range(-0.8f32..0.8))
             .collect();
-        (Tensor::from_vec(features, (n, width), &Device::Cpu).unwrap(), labels, vec![1.0 / n as f32; n])
+        (
+            Tensor::from_vec(features, (n, width), &Device::Cpu).unwrap(),
+            labels,
+            vec![1.0 / n as f32; n],
+        )
     }
 
     #[test]
     fn learns_separable_clusters_and_repeats_to_the_bit() {
         let (features, labels, weights) = clusters(600, 12);
-        let problem = Problem { features: &features, labels: &labels, weights: &weights, classes: 3, l2: 1e-3 };
+        let problem = Problem {
+            features: &features,
+            labels: &labels,
+            weights: &weights,
+            classes: 3,
+            l2: 1e-3,
+        };
         let head = problem.solve(100).unwrap();
-        let right = features.to_vec2::<f32>().unwrap().into_iter().zip(&labels).filter(|(x, label)| {
-            let z = head.logits(x);
-            z.iter().all(|other| *other <= z[**label])
-        });
+        let right = features
+            .to_vec2::<f32>()
+            .unwrap()
+            .into_iter()
+            .zip(&labels)
+            .filter(|(x, label)| {
+                let z = head.logits(x);
+                z.iter().all(|other| *other <= z[**label])
+            });
         assert!(right.count() > 590);
         assert_eq!(head, problem.solve(100).unwrap());
     }
@@ -190,7 +233,13 @@ mod tests {
     #[test]
     fn the_gradient_is_the_slope_of_the_loss_and_vanishes_at_the_solution() {
         let (features, labels, weights) = clusters(90, 5);
-        let problem = Problem { features: &features, labels: &labels, weights: &weights, classes: 3, l2: 0.05 };
+        let problem = Problem {
+            features: &features,
+            labels: &labels,
+            weights: &weights,
+            classes: 3,
+            l2: 0.05,
+        };
         let at: Vec<f32> = (0..18).map(|i| (i as f32 * 0.7).sin() * 0.3).collect();
         let (_, gradient) = problem.gradient(&at).unwrap();
         for i in 0..at.len() {
@@ -200,7 +249,11 @@ mod tests {
                 problem.gradient(&moved).unwrap().0
             };
             let slope = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
-            assert!((slope - f64::from(gradient[i])).abs() < 1e-4, "{i}: {slope} {}", gradient[i]);
+            assert!(
+                (slope - f64::from(gradient[i])).abs() < 1e-4,
+                "{i}: {slope} {}",
+                gradient[i]
+            );
         }
         let head = problem.solve(200).unwrap();
         let (_, gradient) = problem.gradient(&[head.rows, head.bias].concat()).unwrap();

@@ -6,8 +6,13 @@ use std::path::Path;
 fn write_rows(path: &Path, from: usize, to: usize) {
     let mut text = String::new();
     for i in from..to {
-        for (expert, words) in [("drugs", "xylo zyx dose"), ("heart", "bub bab beat"), (EXPERT_END, "ooo uuu")] {
-            text += &format!("{{\"id\":\"{expert}-{i}\",\"query\":\"{words} {i}\",\"expert\":\"{expert}\"}}\n");
+        for (expert, words) in [
+            ("drugs", "xylo zyx dose"),
+            ("heart", "bub bab beat"),
+            (EXPERT_END, "ooo uuu"),
+        ] {
+            text +=
+                &format!("{{\"id\":\"{expert}-{i}\",\"query\":\"{words} {i}\",\"expert\":\"{expert}\"}}\n");
         }
     }
     std::fs::write(path, text).unwrap();
@@ -23,16 +28,24 @@ fn options(directory: &Path) -> TrainRouterOptions {
 #[test]
 fn a_trained_router_routes_repeats_and_says_what_it_was_made_from() {
     let directory = tempfile::tempdir().unwrap();
-    let options = TrainRouterOptions { feature_cache: Some(directory.path().join("cache")), ..options(directory.path()) };
+    let options = TrainRouterOptions {
+        feature_cache: Some(directory.path().join("cache")),
+        ..options(directory.path())
+    };
     let model = tiny::model();
     let report = train_router(&model, &options, &ProgressBar::hidden()).unwrap();
     assert_eq!(report.experts, ["drugs", "heart"]);
     assert_eq!(report.dev["dev.jsonl"].n, 40);
     assert!(report.dev["dev.jsonl"].accuracy > 0.9, "{report}");
-    assert_eq!((report.unanswerable, report.sources.len(), report.trained_rows), (20, 2, 90));
+    assert_eq!(
+        (report.unanswerable, report.sources.len(), report.trained_rows),
+        (20, 2, 90)
+    );
 
     let router = Router::load(&options.out, model.clone()).unwrap();
-    let routings = router.route(&["xylo zyx dose 300", " bub  bab beat 301", ""]).unwrap();
+    let routings = router
+        .route(&["xylo zyx dose 300", " bub  bab beat 301", ""])
+        .unwrap();
     assert_eq!((routings[0].expert(), routings[1].expert()), ("drugs", "heart"));
     assert_eq!(routings.len(), 3);
     for name in ["report.json", "report.txt", "README.md"] {
@@ -40,12 +53,24 @@ fn a_trained_router_routes_repeats_and_says_what_it_was_made_from() {
         assert!(text.contains("heart"), "{name}: {text}");
     }
     let card = std::fs::read_to_string(options.out.join("README.md")).unwrap();
-    assert!(card.contains(&report.sources[0].sha256) && card.contains("--seed 0"), "{card}");
+    assert!(
+        card.contains(&report.sources[0].sha256) && card.contains("--seed 0"),
+        "{card}"
+    );
 
     // From the cache this time, and another directory: the same router to the byte.
-    let again = TrainRouterOptions { out: directory.path().join("again"), ..options };
-    assert_eq!(train_router(&model, &again, &ProgressBar::hidden()).unwrap(), report);
-    assert_eq!(Router::load(&again.out, model).unwrap().version(), router.version());
+    let again = TrainRouterOptions {
+        out: directory.path().join("again"),
+        ..options
+    };
+    assert_eq!(
+        train_router(&model, &again, &ProgressBar::hidden()).unwrap(),
+        report
+    );
+    assert_eq!(
+        Router::load(&again.out, model).unwrap().version(),
+        router.version()
+    );
 }
 
 #[test]
@@ -54,7 +79,9 @@ fn unusable_data_and_options_are_named() {
     let model = tiny::model();
     let good = options(directory.path());
     let fails = |options: &TrainRouterOptions, says: &str| {
-        let error = train_router(&model, options, &ProgressBar::hidden()).unwrap_err().to_string();
+        let error = train_router(&model, options, &ProgressBar::hidden())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(says), "{error} does not say {says:?}");
     };
     let file = |name: &str, text: &str| {
@@ -62,17 +89,64 @@ fn unusable_data_and_options_are_named() {
         std::fs::write(&path, text).unwrap();
         vec![path]
     };
-    let row = |id: u32, query: &str, expert: &str| format!("{{\"id\":{id},\"query\":\"{query}\",\"expert\":\"{expert}\"}}\n");
-    fails(&TrainRouterOptions { data: vec![], ..good.clone() }, "at least one training file");
-    fails(&TrainRouterOptions { dev: vec![], ..good.clone() }, "at least one dev file");
-    fails(&TrainRouterOptions { layer: Some(9), ..good.clone() }, "layers 1 to 3");
-    fails(&TrainRouterOptions { max_per_expert: Some(0), ..good.clone() }, "max_per_expert");
-    fails(&TrainRouterOptions { max_error: 1.5, ..good.clone() }, "max_error");
+    let row = |id: u32, query: &str, expert: &str| {
+        format!("{{\"id\":{id},\"query\":\"{query}\",\"expert\":\"{expert}\"}}\n")
+    };
+    fails(
+        &TrainRouterOptions {
+            data: vec![],
+            ..good.clone()
+        },
+        "at least one training file",
+    );
+    fails(
+        &TrainRouterOptions {
+            dev: vec![],
+            ..good.clone()
+        },
+        "at least one dev file",
+    );
+    fails(
+        &TrainRouterOptions {
+            layer: Some(9),
+            ..good.clone()
+        },
+        "layers 1 to 3",
+    );
+    fails(
+        &TrainRouterOptions {
+            max_per_expert: Some(0),
+            ..good.clone()
+        },
+        "max_per_expert",
+    );
+    fails(
+        &TrainRouterOptions {
+            max_error: 1.5,
+            ..good.clone()
+        },
+        "max_error",
+    );
     let one = row(1, "a", "x") + &row(2, "b", "x");
-    fails(&TrainRouterOptions { data: file("one", &one), ..good.clone() }, "at least two experts");
+    fails(
+        &TrainRouterOptions {
+            data: file("one", &one),
+            ..good.clone()
+        },
+        "at least two experts",
+    );
     let same = one.clone() + &row(3, "c", "y") + &row(4, " c", "y");
-    fails(&TrainRouterOptions { data: file("same", &same), ..good.clone() }, "one distinct query");
-    let alien = TrainRouterOptions { dev: file("alien", &row(1, "a", "skin")), ..good.clone() };
+    fails(
+        &TrainRouterOptions {
+            data: file("same", &same),
+            ..good.clone()
+        },
+        "one distinct query",
+    );
+    let alien = TrainRouterOptions {
+        dev: file("alien", &row(1, "a", "skin")),
+        ..good.clone()
+    };
     fails(&alien, "known are drugs, heart, <expert_end>");
 }
 
@@ -81,7 +155,11 @@ fn training_rows_that_are_in_dev_are_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let mut options = options(directory.path());
     let leaky = directory.path().join("leaky.jsonl");
-    std::fs::write(&leaky, "{\"id\":\"leak\",\"query\":\"XYLO zyx  dose 100\",\"expert\":\"drugs\"}\n").unwrap();
+    std::fs::write(
+        &leaky,
+        "{\"id\":\"leak\",\"query\":\"XYLO zyx  dose 100\",\"expert\":\"drugs\"}\n",
+    )
+    .unwrap();
     options.data.push(leaky);
     let report = train_router(&tiny::model(), &options, &ProgressBar::hidden()).unwrap();
     assert_eq!((report.dropped_rows, report.trained_rows), (1, 90));
@@ -105,9 +183,17 @@ fn thinning_keeps_at_most_so_many_and_follows_the_seed() {
 fn the_default_candidates_suit_any_depth() {
     for depth in 1..40 {
         for features in candidate_features(depth, None) {
-            assert!(features.iter().all(|feature| (1..=depth).contains(&feature.layer)), "{depth}: {features:?}");
+            assert!(
+                features
+                    .iter()
+                    .all(|feature| (1..=depth).contains(&feature.layer)),
+                "{depth}: {features:?}"
+            );
         }
     }
-    let layers: Vec<usize> = candidate_features(30, Some(8))[0].iter().map(|feature| feature.layer).collect();
+    let layers: Vec<usize> = candidate_features(30, Some(8))[0]
+        .iter()
+        .map(|feature| feature.layer)
+        .collect();
     assert_eq!(layers, [1, 4, 8, 8]);
 }
