@@ -8,6 +8,14 @@
 //! | [`cli`] | the `referral` command |
 
 pub mod cli;
+pub mod compute;
 pub mod config;
+pub mod grpc;
+pub mod http;
 pub mod log;
+pub mod metrics;
+pub mod pipeline;
 pub mod serve;
+
+#[cfg(test)]
+mod scripted;

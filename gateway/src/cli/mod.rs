@@ -10,6 +10,7 @@ mod demo;
 mod eval;
 mod experts;
 mod failure;
+mod in_process;
 mod models;
 mod options;
 mod output;

@@ -1,0 +1,95 @@
+//! Routings of queries seen before.
+//!
+//! Kept are probabilities, not decisions: health, residency and fallbacks are judged anew each time.
+//! The key is a digest, so that no query's text stays in memory, of the normalised query, the router's
+//! version and the policy's: a new router or policy never meets an old entry.
+
+use crate::metrics::Metrics;
+use referral_router::Routing;
+use std::sync::Arc;
+use std::time::Duration;
+use unicode_normalization::UnicodeNormalization as _;
+
+/// The cache.
+pub(super) struct RoutingCache {
+    entries: moka::future::Cache<[u8; 32], Arc<Routing>>,
+    versions: [String; 2],
+    metrics: Metrics,
+}
+
+/// One query's place in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CacheKey([u8; 32]);
+
+impl RoutingCache {
+    /// At most `capacity` entries (0: none), each for `time_to_live`.
+    pub(super) fn new(capacity: u64, time_to_live: Duration, router: &str, policy: &str, metrics: Metrics) -> Self {
+        let entries = moka::future::Cache::builder().max_capacity(capacity).time_to_live(time_to_live).build();
+        Self { entries, versions: [router.to_owned(), policy.to_owned()], metrics }
+    }
+
+    /// Where the routing of a [normalised](normalise) query is kept.
+    pub(super) fn key(&self, normalised: &str) -> CacheKey {
+        let mut hasher = blake3::Hasher::new();
+        for part in [normalised, &self.versions[0], &self.versions[1]] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        CacheKey(*hasher.finalize().as_bytes())
+    }
+
+    /// The routing kept there.
+    pub(super) async fn get(&self, key: CacheKey) -> Option<Arc<Routing>> {
+        let found = self.entries.get(&key.0).await;
+        self.metrics.cache(found.is_some());
+        found
+    }
+
+    /// Keeps a routing.
+    pub(super) async fn put(&self, key: CacheKey, routing: Arc<Routing>) {
+        self.entries.insert(key.0, routing).await;
+    }
+}
+
+/// One spelling for texts that differ in Unicode form or white space only. The router reads this text
+/// too, so a cached routing is what it would have said.
+pub(super) fn normalise(text: &str) -> String {
+    let mut normal = String::with_capacity(text.len());
+    for word in text.split_whitespace() {
+        if !normal.is_empty() {
+            normal.push(' ');
+        }
+        normal.extend(word.nfc());
+    }
+    normal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_key_knows_query_router_and_policy() {
+        let metrics = Metrics::register(&prometheus::Registry::new(), &[]).unwrap();
+        let cache = |router, policy| RoutingCache::new(9, Duration::from_secs(1), router, policy, metrics.clone());
+        let key = cache("r1", "p1").key("q");
+        assert_eq!(key, cache("r1", "p1").key("q"));
+        for other in [cache("r1", "p1").key("Q"), cache("r2", "p1").key("q"), cache("r1", "p2").key("q"), cache("1p", "1").key("qr")] {
+            assert_ne!(key, other);
+        }
+    }
+
+    #[test]
+    fn white_space_and_unicode_form_do_not_matter() {
+        assert_eq!(normalise("  caf\u{65}\u{301} \n au\tlait "), "café au lait");
+        assert_eq!(normalise(" \u{a0}\n"), "");
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_twice_changes_nothing(text in "\\PC*") {
+            let once = normalise(&text);
+            prop_assert_eq!(normalise(&once), once);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Who answers a query, and why, as the API, the log and the metrics tell it.
+
+use referral_experts::{ExpertErrorKind, Finish, TokenUsage};
+use referral_router::policy::Reason;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// An expert that was asked and failed before its first token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedAttempt {
+    /// Which.
+    pub expert: String,
+    /// How it failed.
+    pub kind: ExpertErrorKind,
+}
+
+/// A decision about one query.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Who answers.
+    pub expert: String,
+    /// The likeliest expert's calibrated probability; 0 if the router was not asked or failed.
+    pub confidence: f32,
+    /// Likeliest first; empty if the router was not asked or failed.
+    pub probabilities: Vec<(String, f32)>,
+    /// Whether the router was not sure enough to refer.
+    pub abstained: bool,
+    /// Most important first.
+    pub reasons: Vec<Reason>,
+    /// Who failed before the expert that answers.
+    pub fallbacks: Vec<FailedAttempt>,
+    /// Identifies the router's trained files.
+    pub router_version: String,
+    /// Time for the routing, cache look-up included.
+    pub router_latency: Duration,
+    /// W3C trace id.
+    pub trace_id: String,
+}
+
+/// How a complete answer ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AnswerEnd {
+    /// Why.
+    pub finish: Finish,
+    /// What it cost.
+    pub usage: TokenUsage,
+    /// Mean natural-log probability of the generated tokens, where the model gives it.
+    pub mean_log_probability: Option<f32>,
+    /// From acceptance to the first text; zero if there was none.
+    pub time_to_first_token: Duration,
+    /// From acceptance to the end.
+    pub total: Duration,
+}

@@ -1,0 +1,179 @@
+//! From settings to the parts of a pipeline: models, engines, router, experts, log. Blocking.
+
+use super::ServeError;
+use crate::config::{AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, Provider, Settings};
+use crate::log::DecisionLog;
+use crate::metrics::Metrics;
+use crate::pipeline::Parts;
+use referral_experts::Expert;
+use referral_experts::local::{LocalDefaults, LocalExpert};
+use referral_experts::openai::{self, OpenAiExpert};
+use referral_lm::adapter::Adapter;
+use referral_lm::engine::Engine;
+use referral_lm::{LanguageModel, LmError, fetch};
+use referral_router::Router;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Loads everything that `settings` names. The log comes first: it is quick, and a mistake in its
+/// setting should not wait for models.
+pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, ServeError> {
+    let log = DecisionLog::open(&settings.log)?;
+    let models = models(settings)?;
+    let router_model = known(&models, &settings.router.model)?.clone();
+    let router = match &settings.router.directory {
+        Some(directory) => Router::load(directory, router_model),
+        None => Router::shipped(router_model),
+    }
+    .map_err(|error| ServeError::Router(Box::new(error)))?;
+    let mut workshop = Workshop { settings, models, engines: BTreeMap::new(), adapters: HashMap::new(), metrics: &metrics };
+    let mut experts = Vec::with_capacity(settings.experts.len());
+    for expert in &settings.experts {
+        experts.push(workshop.expert(expert)?);
+    }
+    Ok(Parts { experts, decider: Arc::new(router), log, metrics })
+}
+
+/// The models that the router or an expert uses, each loaded once.
+fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeError> {
+    let mut wanted = vec![settings.router.model.as_str()];
+    wanted.extend(settings.experts.iter().filter_map(|expert| match &expert.provider {
+        Provider::Local(local) => Some(local.model.as_str()),
+        Provider::OpenAi(_) => None,
+    }));
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut models = BTreeMap::new();
+    for name in wanted {
+        let Some(model) = settings.models.get(name) else { continue };
+        let failed = |source| ServeError::Model { name: name.to_owned(), source: Box::new(source) };
+        let path = fetch::fetch(&model.spec).map_err(failed)?;
+        let started = Instant::now();
+        let loaded = LanguageModel::load(&path, &model.load).map_err(failed)?;
+        let megabytes = loaded.info().weight_bytes / 1_000_000;
+        tracing::info!(model = name, megabytes, took = ?started.elapsed(), "model loaded");
+        models.insert(name.to_owned(), loaded);
+    }
+    Ok(models)
+}
+
+fn known<'a>(models: &'a BTreeMap<String, LanguageModel>, name: &str) -> Result<&'a LanguageModel, ServeError> {
+    // Validation has checked the name; this is for settings made by other means.
+    models.get(name).ok_or_else(|| ServeError::Model {
+        name: name.to_owned(),
+        source: Box::new(LmError::Invalid {
+            field: "model",
+            value: name.to_owned(),
+            fix: "name a key of models".to_owned(),
+        }),
+    })
+}
+
+/// What experts share: an engine for each model, each adapter once.
+struct Workshop<'a> {
+    settings: &'a Settings,
+    models: BTreeMap<String, LanguageModel>,
+    engines: BTreeMap<String, Engine>,
+    adapters: HashMap<(String, AdapterSource), Arc<Adapter>>,
+    metrics: &'a Metrics,
+}
+
+impl Workshop<'_> {
+    fn expert(&mut self, settings: &ExpertSettings) -> Result<Arc<dyn Expert>, ServeError> {
+        match &settings.provider {
+            Provider::Local(local) => self.local(settings, local),
+            Provider::OpenAi(remote) => open_ai(settings, remote),
+        }
+    }
+
+    fn local(&mut self, settings: &ExpertSettings, local: &LocalSettings) -> Result<Arc<dyn Expert>, ServeError> {
+        let engine = self.engine(&local.model)?;
+        let adapter = match &local.adapter {
+            Some(source) => self.adapter(settings, &local.model, source)?,
+            None => None,
+        };
+        let adapter = adapter.map(|adapter| (adapter, local.adapter_scale));
+        let defaults = LocalDefaults {
+            system_prompt: local.system_prompt.clone(),
+            max_tokens: local.max_tokens,
+            temperature: local.temperature,
+            top_p: local.top_p,
+            ..LocalDefaults::default()
+        };
+        LocalExpert::new(settings.id.clone(), settings.kind, settings.card.clone(), engine, adapter, defaults)
+            .map(|expert| Arc::new(expert) as Arc<dyn Expert>)
+            .map_err(|error| failed(settings, error))
+    }
+
+    fn engine(&mut self, model: &str) -> Result<Engine, ServeError> {
+        if let Some(engine) = self.engines.get(model) {
+            return Ok(engine.clone());
+        }
+        let loaded = known(&self.models, model)?.clone();
+        let options = self.settings.models.get(model).map(|model| model.engine.clone()).unwrap_or_default();
+        let engine = Engine::start(model, loaded, options, self.metrics.registry())
+            .map_err(|source| ServeError::Model { name: model.to_owned(), source: Box::new(source) })?;
+        self.engines.insert(model.to_owned(), engine.clone());
+        Ok(engine)
+    }
+
+    fn adapter(
+        &mut self,
+        settings: &ExpertSettings,
+        model: &str,
+        source: &AdapterSource,
+    ) -> Result<Option<Arc<Adapter>>, ServeError> {
+        let key = (model.to_owned(), source.clone());
+        if let Some(adapter) = self.adapters.get(&key) {
+            return Ok(Some(Arc::clone(adapter)));
+        }
+        let base = known(&self.models, model)?;
+        let loaded = match source {
+            AdapterSource::File(path) => Adapter::load(path, base).map_err(|error| failed(settings, error))?,
+            AdapterSource::Shipped(name) => match shipped_adapter(name) {
+                Some(bytes) => {
+                    let file = tempfile::NamedTempFile::new().map_err(|error| failed(settings, error))?;
+                    std::fs::write(file.path(), bytes).map_err(|error| failed(settings, error))?;
+                    Adapter::load(file.path(), base).map_err(|error| failed(settings, error))?
+                }
+                None => {
+                    tracing::warn!(expert = %settings.id, adapter = name, "not in this build: the base model answers");
+                    return Ok(None);
+                }
+            },
+        };
+        let adapter = Arc::new(loaded);
+        self.adapters.insert(key, Arc::clone(&adapter));
+        Ok(Some(adapter))
+    }
+}
+
+/// Adapters that are built into the binary, by name.
+const SHIPPED_ADAPTERS: &[(&str, &[u8])] = &[];
+
+fn shipped_adapter(name: &str) -> Option<&'static [u8]> {
+    SHIPPED_ADAPTERS.iter().find(|(known, _)| *known == name).map(|(_, bytes)| *bytes)
+}
+
+fn open_ai(settings: &ExpertSettings, remote: &OpenAiSettings) -> Result<Arc<dyn Expert>, ServeError> {
+    let reach = openai::OpenAiSettings {
+        api_key: remote.api_key.as_ref().map(|key| key.reveal().to_owned()),
+        headers: remote.headers.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect(),
+        connect_timeout: remote.timeout,
+        idle_timeout: remote.timeout,
+        stream: remote.stream,
+        system_prompt: remote.system_prompt.clone(),
+        max_tokens: remote.max_tokens,
+        temperature: remote.temperature,
+        top_p: remote.top_p,
+        ..openai::OpenAiSettings::new(remote.base_url.clone(), remote.model.clone())
+    };
+    OpenAiExpert::new(settings.id.clone(), settings.kind, settings.card.clone(), reach)
+        .map(|expert| Arc::new(expert) as Arc<dyn Expert>)
+        .map_err(|error| failed(settings, error))
+}
+
+fn failed(settings: &ExpertSettings, error: impl std::error::Error + Send + Sync + 'static) -> ServeError {
+    ServeError::Expert { id: settings.id.to_string(), source: Box::new(error) }
+}
