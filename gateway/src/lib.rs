@@ -4,7 +4,11 @@
 //! |---|---|
 //! | [`config`] | layers of YAML and environment to one validated [`config::Settings`] |
 //! | [`log`] | the decision log: one SQLite row a decision, feedback, readers |
-//! | [`serve`] | gRPC and HTTP services, admission, deadlines, decision cache, metrics |
+//! | [`metrics`] | what is measured |
+//! | [`compute`] | the router on a thread of its own |
+//! | [`pipeline`] | one query's way: admission, deadline, validation, cache, policy, expert, record |
+//! | [`grpc`], [`http`] | the ports |
+//! | [`serve`] | the running gateway: loading, health, drain |
 //! | [`cli`] | the `referral` command |
 
 pub mod cli;

@@ -8,8 +8,8 @@ use crate::pipeline::{Parts, Pipeline};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use referral_experts::{
-    AnswerStream, Card, Chunk, Expert, ExpertError, ExpertErrorKind, ExpertId, ExpertKind, Finish, Health, Modality,
-    Query, Residency, TokenUsage,
+    AnswerStream, Card, Chunk, Expert, ExpertError, ExpertErrorKind, ExpertId, ExpertKind, Finish, Health,
+    Modality, Query, Residency, TokenUsage,
 };
 use referral_router::{RouterError, Routing};
 use std::collections::VecDeque;
@@ -80,7 +80,11 @@ impl Expert for ScriptedExpert {
         &self.id
     }
     fn kind(&self) -> ExpertKind {
-        if self.id.as_str() == "generalist" { ExpertKind::Generalist } else { ExpertKind::Specialist }
+        if self.id.as_str() == "generalist" {
+            ExpertKind::Generalist
+        } else {
+            ExpertKind::Specialist
+        }
     }
     fn card(&self) -> &Card {
         &self.card
@@ -95,13 +99,21 @@ impl Expert for ScriptedExpert {
         let running = Running(Arc::clone(&self.running));
         let failure = {
             let id = self.id.clone();
-            move |kind| ExpertError { expert: id.clone(), kind, detail: "as scripted".to_owned() }
+            move |kind| ExpertError {
+                expert: id.clone(),
+                kind,
+                detail: "as scripted".to_owned(),
+            }
         };
         // A script that begins with a failure fails before the stream.
         if let Some(Step::Fail(kind)) = self.script.first() {
             return Err(failure(*kind));
         }
-        let state = (VecDeque::from(self.script.clone()), Arc::clone(&self.gate), running);
+        let state = (
+            VecDeque::from(self.script.clone()),
+            Arc::clone(&self.gate),
+            running,
+        );
         let stream = futures::stream::unfold(state, move |(mut script, gate, running)| {
             let failure = failure.clone();
             async move {
@@ -110,7 +122,10 @@ impl Expert for ScriptedExpert {
                         Step::Say(text) => Ok(Chunk::Text(text.to_owned())),
                         Step::End(finish) => Ok(Chunk::End {
                             finish,
-                            usage: TokenUsage { prompt: 5, completion: 2 },
+                            usage: TokenUsage {
+                                prompt: 5,
+                                completion: 2,
+                            },
                             mean_log_probability: Some(-0.5),
                         }),
                         Step::Fail(kind) => Err(failure(kind)),
@@ -148,13 +163,24 @@ impl Decider for ScriptedDecider {
         self.asked.fetch_add(queries.len(), Ordering::SeqCst);
         let routing = |query: &&str| {
             if query.starts_with("broken") {
-                return Err(RouterError::Invalid { field: "query", value: "broken".into(), fix: "mend it".into() });
+                return Err(RouterError::Invalid {
+                    field: "query",
+                    value: "broken".into(),
+                    fix: "mend it".into(),
+                });
             }
             let abstained = query.starts_with("vague");
             let confidence = if abstained { 0.3 } else { 0.9 };
-            let (first, second) = if query.starts_with("oncology") { ("oncology", "pharmacy") } else { ("pharmacy", "oncology") };
+            let (first, second) = if query.starts_with("oncology") {
+                ("oncology", "pharmacy")
+            } else {
+                ("pharmacy", "oncology")
+            };
             Ok(Routing {
-                probabilities: vec![(first.to_owned(), confidence), (second.to_owned(), 1.0 - confidence)],
+                probabilities: vec![
+                    (first.to_owned(), confidence),
+                    (second.to_owned(), 1.0 - confidence),
+                ],
                 confidence,
                 abstained,
                 latency: Duration::from_micros(7),
@@ -188,7 +214,11 @@ impl Bench {
         Self::with(pharmacy, generalist, |_| {}).await
     }
 
-    pub(crate) async fn with(pharmacy: &[Step], generalist: &[Step], change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn with(
+        pharmacy: &[Step],
+        generalist: &[Step],
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let (mut settings, directory) = settings();
         change(&mut settings);
         let pharmacy = ScriptedExpert::new("pharmacy", pharmacy);
@@ -202,14 +232,25 @@ impl Bench {
             metrics,
         };
         let pipeline = Pipeline::start(&settings, parts).await.unwrap();
-        Self { pipeline, pharmacy, generalist, decider, settings, _directory: directory }
+        Self {
+            pipeline,
+            pharmacy,
+            generalist,
+            decider,
+            settings,
+            _directory: directory,
+        }
     }
 
     /// The value of a series, written as in a scrape.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let text = self.pipeline.metrics().render().unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in\n{text}"))
+            .parse()
+            .unwrap()
     }
 }
 
@@ -220,5 +261,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(Duration::from_secs(10), wait)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }

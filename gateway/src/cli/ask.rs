@@ -35,7 +35,9 @@ pub(crate) struct Arguments {
 }
 
 fn two_experts(text: &str) -> Result<(String, String), String> {
-    let (a, b) = text.split_once(',').ok_or("write two experts with a comma between, e.g. pharmacy,generalist")?;
+    let (a, b) = text
+        .split_once(',')
+        .ok_or("write two experts with a comma between, e.g. pharmacy,generalist")?;
     Ok((a.trim().to_owned(), b.trim().to_owned()))
 }
 
@@ -53,7 +55,9 @@ async fn ask(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failur
     if let Ok(client) = in_process::connect(&usual).await {
         return put(arguments, client).await;
     }
-    say(&format!("no gateway answers at {usual}: starting one for this query"));
+    say(&format!(
+        "no gateway answers at {usual}: starting one for this query"
+    ));
     let gateway = in_process::start(settings).await?;
     let client = in_process::connect(&gateway.grpc.to_string()).await?;
     let done = put(arguments, client).await;
@@ -62,7 +66,10 @@ async fn ask(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failur
 }
 
 async fn put(arguments: &Arguments, client: Client) -> Result<(), Failure> {
-    let options = v1::GenerationOptions { max_tokens: arguments.max_tokens, ..Default::default() };
+    let options = v1::GenerationOptions {
+        max_tokens: arguments.max_tokens,
+        ..Default::default()
+    };
     match &arguments.compare {
         Some((a, b)) => {
             let request = v1::CompareRequest {
@@ -85,8 +92,16 @@ async fn put(arguments: &Arguments, client: Client) -> Result<(), Failure> {
     }
 }
 
-async fn stream(arguments: &Arguments, mut client: Client, request: v1::GenerateRequest) -> Result<(), Failure> {
-    let mut events = client.generate_stream(request).await.map_err(|status| refusal(&status))?.into_inner();
+async fn stream(
+    arguments: &Arguments,
+    mut client: Client,
+    request: v1::GenerateRequest,
+) -> Result<(), Failure> {
+    let mut events = client
+        .generate_stream(request)
+        .await
+        .map_err(|status| refusal(&status))?
+        .into_inner();
     let (mut decision, mut text, mut ended) = (None, String::new(), None);
     while let Some(message) = events.message().await.map_err(|status| refusal(&status))? {
         match message.event {
@@ -119,13 +134,23 @@ async fn stream(arguments: &Arguments, mut client: Client, request: v1::Generate
     }
     writeln!(stdout())?;
     if end.finish_reason() == v1::FinishReason::Length {
-        say(&format!("{FAINT}(cut at the most tokens allowed; --max-tokens allows more){FAINT:#}"));
+        say(&format!(
+            "{FAINT}(cut at the most tokens allowed; --max-tokens allows more){FAINT:#}"
+        ));
     }
     Ok(())
 }
 
-async fn compare(arguments: &Arguments, mut client: Client, request: v1::CompareRequest) -> Result<(), Failure> {
-    let both = client.compare(request).await.map_err(|status| refusal(&status))?.into_inner();
+async fn compare(
+    arguments: &Arguments,
+    mut client: Client,
+    request: v1::CompareRequest,
+) -> Result<(), Failure> {
+    let both = client
+        .compare(request)
+        .await
+        .map_err(|status| refusal(&status))?
+        .into_inner();
     if arguments.json {
         return print_json(&json!({"a": side_json(both.a.as_ref()), "b": side_json(both.b.as_ref())}));
     }
@@ -138,7 +163,10 @@ async fn compare(arguments: &Arguments, mut client: Client, request: v1::Compare
             Some(v1::compared_answer::Result::Failure(failure)) => {
                 writeln!(out, "{NOTICE}no answer: {}{NOTICE:#}\n", failure.message)?;
             }
-            None => writeln!(out, "{NOTICE}the gateway sent neither an answer nor a failure{NOTICE:#}\n")?,
+            None => writeln!(
+                out,
+                "{NOTICE}the gateway sent neither an answer nor a failure{NOTICE:#}\n"
+            )?,
         }
     }
     Ok(())
@@ -162,12 +190,21 @@ fn side_json(side: Option<&v1::ComparedAnswer>) -> Value {
 
 /// Who answers and why, in a line.
 fn describe(decision: &v1::Decision) -> String {
-    let why: Vec<String> =
-        decision.reasons().map(|reason| json::short_name(reason.as_str_name(), "REASON_")).collect();
+    let why: Vec<String> = decision
+        .reasons()
+        .map(|reason| json::short_name(reason.as_str_name(), "REASON_"))
+        .collect();
     let sure = match decision.probabilities.first() {
-        Some(first) if decision.abstained => format!(", not sure ({} {:.2})", first.expert, first.probability),
+        Some(first) if decision.abstained => {
+            format!(", not sure ({} {:.2})", first.expert, first.probability)
+        }
         Some(_) => format!(", confidence {:.2}", decision.confidence),
         None => String::new(),
     };
-    format!("{FAINT}→ {} ({}{sure}), decision {}{FAINT:#}", decision.expert, why.join(", "), decision.id)
+    format!(
+        "{FAINT}→ {} ({}{sure}), decision {}{FAINT:#}",
+        decision.expert,
+        why.join(", "),
+        decision.id
+    )
 }

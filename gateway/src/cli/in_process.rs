@@ -44,13 +44,21 @@ pub(super) async fn start(settings: Settings) -> Result<Gateway, Failure> {
 
 /// Connects to a gateway: `HOST:PORT` or a URL.
 pub(super) async fn connect(address: &str) -> Result<Client, Failure> {
-    let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let url = if address.contains("://") {
+        address.to_owned()
+    } else {
+        format!("http://{address}")
+    };
     let hint = "start one with `referral serve`, or give its gRPC address with --address HOST:PORT";
     let refused = |error: &dyn std::error::Error| {
         Failure::new(format!("no gateway answers at {url}: {error}")).with_hint(hint)
     };
     let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| refused(&error))?;
-    let channel = endpoint.connect_timeout(CONNECT_LIMIT).connect().await.map_err(|error| refused(&error))?;
+    let channel = endpoint
+        .connect_timeout(CONNECT_LIMIT)
+        .connect()
+        .await
+        .map_err(|error| refused(&error))?;
     Ok(ReferralServiceClient::new(channel))
 }
 

@@ -60,7 +60,9 @@ async fn serve(settings: Settings, print_addresses: bool) -> Result<(), Failure>
         error = gateway.failed() => return Err(error.into()),
         () = signals.next() => {}
     }
-    tracing::info!("draining: accepted queries may end, nobody else is admitted; a second signal ends at once");
+    tracing::info!(
+        "draining: accepted queries may end, nobody else is admitted; a second signal ends at once"
+    );
     tokio::select! {
         in_time = gateway.drain() => {
             tracing::info!(in_time, "drained");
@@ -91,7 +93,10 @@ impl Signals {
     #[cfg(unix)]
     pub(super) fn listen() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     #[cfg(not(unix))]

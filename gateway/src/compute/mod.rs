@@ -86,11 +86,22 @@ impl RouterThread {
     ) -> std::io::Result<Self> {
         let capacity = limits.queue_capacity.max(1);
         let (jobs, inbox) = mpsc::channel(capacity);
-        let worker = Worker { decider: Arc::clone(&decider), inbox, waiting: waiting.clone(), batches };
+        let worker = Worker {
+            decider: Arc::clone(&decider),
+            inbox,
+            waiting: waiting.clone(),
+            batches,
+        };
         let thread = std::thread::Builder::new()
             .name("router".to_owned())
             .spawn(move || worker.run(limits.max_batch.max(1)))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), decider, waiting, capacity })
+        Ok(Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+            decider,
+            waiting,
+            capacity,
+        })
     }
 
     /// Identifies the trained files.
@@ -115,7 +126,9 @@ impl RouterThread {
         jobs.try_send(Job { text, reply }).map_err(|error| {
             self.waiting.dec();
             match error {
-                mpsc::error::TrySendError::Full(_) => RouteError::QueueFull { capacity: self.capacity },
+                mpsc::error::TrySendError::Full(_) => RouteError::QueueFull {
+                    capacity: self.capacity,
+                },
                 mpsc::error::TrySendError::Closed(_) => stopped(),
             }
         })?;
@@ -169,7 +182,10 @@ impl Worker {
                 .iter()
                 .map(|text| {
                     let alone = self.pass(&[text])?;
-                    alone.into_iter().next().ok_or_else(|| RouteError::Failed("it returned nothing".to_owned()))
+                    alone
+                        .into_iter()
+                        .next()
+                        .ok_or_else(|| RouteError::Failed("it returned nothing".to_owned()))
                 })
                 .collect(),
         }
@@ -183,7 +199,11 @@ impl Worker {
         if routings.len() == texts.len() && routings.iter().all(|routing| !routing.probabilities.is_empty()) {
             Ok(routings)
         } else {
-            Err(RouteError::Failed(format!("it returned {} routings for {} queries", routings.len(), texts.len())))
+            Err(RouteError::Failed(format!(
+                "it returned {} routings for {} queries",
+                routings.len(),
+                texts.len()
+            )))
         }
     }
 }

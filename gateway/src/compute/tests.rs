@@ -1,12 +1,14 @@
 use super::*;
 use prometheus::HistogramOpts;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Refers every query to the expert it names; "bad" fails its batch, "boom" panics.
 struct Scripted {
     batches: Mutex<Vec<usize>>,
     gate: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+    is_at_gate: AtomicBool,
 }
 
 impl Decider for Scripted {
@@ -18,12 +20,17 @@ impl Decider for Scripted {
     }
     fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError> {
         if let Some(gate) = self.gate.lock().unwrap().take() {
+            self.is_at_gate.store(true, Ordering::SeqCst);
             gate.recv().unwrap();
         }
         self.batches.lock().unwrap().push(queries.len());
         assert!(!queries.contains(&"boom"), "as scripted");
         if queries.contains(&"bad") {
-            return Err(RouterError::Invalid { field: "query", value: "bad".into(), fix: "be good".into() });
+            return Err(RouterError::Invalid {
+                field: "query",
+                value: "bad".into(),
+                fix: "be good".into(),
+            });
         }
         let routing = |query: &&str| Routing {
             probabilities: vec![((*query).to_owned(), 1.0)],
@@ -37,22 +44,26 @@ impl Decider for Scripted {
 
 fn start(limits: RouterLimits) -> (Arc<RouterThread>, Arc<Scripted>, std::sync::mpsc::Sender<()>) {
     let (open, gate) = std::sync::mpsc::channel();
-    let scripted = Arc::new(Scripted { batches: Mutex::default(), gate: Mutex::new(Some(gate)) });
+    let scripted = Arc::new(Scripted {
+        batches: Mutex::default(),
+        gate: Mutex::new(Some(gate)),
+        is_at_gate: AtomicBool::new(false),
+    });
     let waiting = IntGauge::new("waiting", "waiting").unwrap();
     let batches = Histogram::with_opts(HistogramOpts::new("batches", "batches")).unwrap();
     let thread = RouterThread::start(scripted.clone(), limits, waiting, batches).unwrap();
     (Arc::new(thread), scripted, open)
 }
 
-/// Puts queries in the queue and waits until they are there.
-async fn queue(thread: &Arc<RouterThread>, texts: &[&str]) -> Vec<tokio::task::JoinHandle<Result<Routing, RouteError>>> {
+type Call = tokio::task::JoinHandle<Result<Routing, RouteError>>;
+
+/// Puts queries in the queue, one after the other, and waits until they are there.
+async fn queue(thread: &Arc<RouterThread>, texts: &[&str]) -> Vec<Call> {
     let mut calls = Vec::new();
     for text in texts {
-        let (thread, text) = (Arc::clone(thread), (*text).to_owned());
-        let before = thread.capacity - thread.jobs.as_ref().unwrap().capacity();
-        let watched = Arc::clone(&thread);
-        calls.push(tokio::spawn(async move { thread.route(text).await }));
-        while watched.capacity - watched.jobs.as_ref().unwrap().capacity() == before {
+        let (caller, text) = (Arc::clone(thread), (*text).to_owned());
+        calls.push(tokio::spawn(async move { caller.route(text).await }));
+        while thread.waiting.get() < calls.len() as i64 {
             tokio::task::yield_now().await;
         }
     }
@@ -60,14 +71,10 @@ async fn queue(thread: &Arc<RouterThread>, texts: &[&str]) -> Vec<tokio::task::J
 }
 
 /// Occupies the thread with one query that waits at the gate.
-async fn occupy(thread: &Arc<RouterThread>) -> tokio::task::JoinHandle<Result<Routing, RouteError>> {
-    let (first, watched) = (Arc::clone(thread), Arc::clone(thread));
-    let call = tokio::spawn(async move { first.route("first".to_owned()).await });
-    while watched.waiting.get() != 0 || call.is_finished() || Arc::strong_count(&watched) < 3 {
-        tokio::task::yield_now().await;
-    }
-    // The job has been queued and taken when the queue is at full capacity again and nobody waits.
-    while watched.jobs.as_ref().unwrap().capacity() != watched.capacity || watched.waiting.get() != 0 {
+async fn occupy(thread: &Arc<RouterThread>, scripted: &Scripted) -> Call {
+    let caller = Arc::clone(thread);
+    let call = tokio::spawn(async move { caller.route("first".to_owned()).await });
+    while !scripted.is_at_gate.load(Ordering::SeqCst) {
         tokio::task::yield_now().await;
     }
     call
@@ -75,10 +82,16 @@ async fn occupy(thread: &Arc<RouterThread>) -> tokio::task::JoinHandle<Result<Ro
 
 #[tokio::test]
 async fn what_waits_is_routed_together_and_a_full_queue_refuses() {
-    let (thread, scripted, open) = start(RouterLimits { queue_capacity: 3, max_batch: 8 });
-    let first = occupy(&thread).await;
+    let (thread, scripted, open) = start(RouterLimits {
+        queue_capacity: 3,
+        max_batch: 8,
+    });
+    let first = occupy(&thread, &scripted).await;
     let calls = queue(&thread, &["a", "b", "c"]).await;
-    assert_eq!(thread.route("d".to_owned()).await, Err(RouteError::QueueFull { capacity: 3 }));
+    assert_eq!(
+        thread.route("d".to_owned()).await,
+        Err(RouteError::QueueFull { capacity: 3 })
+    );
     open.send(()).unwrap();
     assert_eq!(first.await.unwrap().unwrap().expert(), "first");
     for (call, name) in calls.into_iter().zip(["a", "b", "c"]) {
@@ -90,8 +103,11 @@ async fn what_waits_is_routed_together_and_a_full_queue_refuses() {
 
 #[tokio::test]
 async fn one_bad_query_fails_alone_and_a_panic_ends_nothing() {
-    let (thread, _, open) = start(RouterLimits { queue_capacity: 8, max_batch: 8 });
-    let first = occupy(&thread).await;
+    let (thread, scripted, open) = start(RouterLimits {
+        queue_capacity: 8,
+        max_batch: 8,
+    });
+    let first = occupy(&thread, &scripted).await;
     let calls = queue(&thread, &["a", "bad", "boom", "c"]).await;
     open.send(()).unwrap();
     first.await.unwrap().unwrap();
@@ -108,8 +124,11 @@ async fn one_bad_query_fails_alone_and_a_panic_ends_nothing() {
 
 #[tokio::test]
 async fn a_caller_that_went_away_is_not_routed() {
-    let (thread, scripted, open) = start(RouterLimits { queue_capacity: 8, max_batch: 8 });
-    let first = occupy(&thread).await;
+    let (thread, scripted, open) = start(RouterLimits {
+        queue_capacity: 8,
+        max_batch: 8,
+    });
+    let first = occupy(&thread, &scripted).await;
     let calls = queue(&thread, &["gone", "here"]).await;
     calls[0].abort();
     while !calls[0].is_finished() {
@@ -117,6 +136,9 @@ async fn a_caller_that_went_away_is_not_routed() {
     }
     open.send(()).unwrap();
     first.await.unwrap().unwrap();
-    assert_eq!(calls.into_iter().nth(1).unwrap().await.unwrap().unwrap().expert(), "here");
+    assert_eq!(
+        calls.into_iter().nth(1).unwrap().await.unwrap().unwrap().expert(),
+        "here"
+    );
     assert_eq!(*scripted.batches.lock().unwrap(), [1, 1]);
 }

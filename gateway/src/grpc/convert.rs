@@ -19,7 +19,11 @@ pub fn decision_to_wire(decision: Decision) -> v1::Decision {
             .map(|(expert, probability)| v1::ExpertProbability { expert, probability })
             .collect(),
         abstained: decision.abstained,
-        reasons: decision.reasons.into_iter().map(|reason| reason_to_wire(reason).into()).collect(),
+        reasons: decision
+            .reasons
+            .into_iter()
+            .map(|reason| reason_to_wire(reason).into())
+            .collect(),
         fallbacks: decision
             .fallbacks
             .into_iter()
@@ -50,7 +54,10 @@ fn reason_to_wire(reason: Reason) -> v1::Reason {
 
 /// The end of a stream on the wire.
 pub fn end_to_wire(end: &AnswerEnd) -> v1::StreamEnd {
-    v1::StreamEnd { finish_reason: finish_to_wire(end.finish).into(), usage: Some(usage_to_wire(end)) }
+    v1::StreamEnd {
+        finish_reason: finish_to_wire(end.finish).into(),
+        usage: Some(usage_to_wire(end)),
+    }
 }
 
 pub(super) fn usage_to_wire(end: &AnswerEnd) -> v1::Usage {

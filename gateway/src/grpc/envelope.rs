@@ -49,7 +49,10 @@ pub(super) fn read<T>(method: Method, request: &Request<T>) -> Result<Envelope, 
     let text = |key: &str| request.metadata().get(key).and_then(|value| value.to_str().ok());
     Ok(Envelope {
         method,
-        accepted: request.extensions().get::<Accepted>().map_or_else(Instant::now, |accepted| accepted.0),
+        accepted: request
+            .extensions()
+            .get::<Accepted>()
+            .map_or_else(Instant::now, |accepted| accepted.0),
         traceparent: text("traceparent").map(str::to_owned),
         timeout: text("grpc-timeout").map(parse_grpc_timeout).transpose()?,
     })

@@ -55,9 +55,14 @@ impl Service {
 impl ReferralService for Service {
     type GenerateStreamStream = BoxStream<'static, Result<v1::GenerateStreamResponse, Status>>;
 
-    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<v1::GenerateResponse>, Status> {
+    async fn generate(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Response<v1::GenerateResponse>, Status> {
         let (pipeline, envelope) = self.open(Method::Generate, &request)?;
-        let answering = pipeline.answer(envelope, request.into_inner()).map_err(|error| to_status(&error, None))?;
+        let answering = pipeline
+            .answer(envelope, request.into_inner())
+            .map_err(|error| to_status(&error, None))?;
         let id = answering.id;
         let Whole { decision, result } = answering.whole().await;
         let (text, end) = result.map_err(|error| to_status(&error, Some(id)))?;
@@ -75,11 +80,15 @@ impl ReferralService for Service {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
         let (pipeline, envelope) = self.open(Method::GenerateStream, &request)?;
-        let answering = pipeline.answer(envelope, request.into_inner()).map_err(|error| to_status(&error, None))?;
+        let answering = pipeline
+            .answer(envelope, request.into_inner())
+            .map_err(|error| to_status(&error, None))?;
         let id = answering.id;
         let events = futures::stream::unfold(answering, move |mut answering| async move {
             let event = answering.next().await?;
-            let message = event.map(event_to_wire).map_err(|error| to_status(&error, Some(id)));
+            let message = event
+                .map(event_to_wire)
+                .map_err(|error| to_status(&error, Some(id)));
             Some((message, answering))
         });
         Ok(named(id, Box::pin(events)))
@@ -87,24 +96,45 @@ impl ReferralService for Service {
 
     async fn route(&self, request: Request<v1::RouteRequest>) -> Result<Response<v1::RouteResponse>, Status> {
         let (pipeline, envelope) = self.open(Method::Route, &request)?;
-        let routing = pipeline.route(envelope, request.into_inner()).map_err(|error| to_status(&error, None))?;
+        let routing = pipeline
+            .route(envelope, request.into_inner())
+            .map_err(|error| to_status(&error, None))?;
         let id = routing.id;
-        let decision = routing.decision().await.map_err(|error| to_status(&error, Some(id)))?;
-        Ok(named(id, v1::RouteResponse { decision: Some(decision_to_wire(decision)) }))
+        let decision = routing
+            .decision()
+            .await
+            .map_err(|error| to_status(&error, Some(id)))?;
+        Ok(named(
+            id,
+            v1::RouteResponse {
+                decision: Some(decision_to_wire(decision)),
+            },
+        ))
     }
 
-    async fn compare(&self, request: Request<v1::CompareRequest>) -> Result<Response<v1::CompareResponse>, Status> {
+    async fn compare(
+        &self,
+        request: Request<v1::CompareRequest>,
+    ) -> Result<Response<v1::CompareResponse>, Status> {
         let (pipeline, envelope) = self.open(Method::Compare, &request)?;
         let request = request.into_inner();
         let experts = [request.expert_a.clone(), request.expert_b.clone()];
         // Counts the comparison when it ends, also if the client goes away and this future is dropped.
-        let sides = pipeline.compare(envelope, request).map_err(|error| to_status(&error, None))?;
-        let counted = Counted { pipeline: Arc::clone(pipeline), error: Some(GatewayError::Cancelled) };
+        let sides = pipeline
+            .compare(envelope, request)
+            .map_err(|error| to_status(&error, None))?;
+        let counted = Counted {
+            pipeline: Arc::clone(pipeline),
+            error: Some(GatewayError::Cancelled),
+        };
         let [a, b] = sides;
         let (a, b) = tokio::join!(a.whole_with_id(), b.whole_with_id());
         counted.ended();
         let [expert_a, expert_b] = experts;
-        Ok(Response::new(v1::CompareResponse { a: Some(side_to_wire(expert_a, a)), b: Some(side_to_wire(expert_b, b)) }))
+        Ok(Response::new(v1::CompareResponse {
+            a: Some(side_to_wire(expert_a, a)),
+            b: Some(side_to_wire(expert_b, b)),
+        }))
     }
 
     async fn send_feedback(
@@ -112,7 +142,10 @@ impl ReferralService for Service {
         request: Request<v1::SendFeedbackRequest>,
     ) -> Result<Response<v1::SendFeedbackResponse>, Status> {
         let (pipeline, envelope) = self.open(Method::SendFeedback, &request)?;
-        let recorded = pipeline.feedback(&envelope, request.into_inner()).await.map_err(|error| to_status(&error, None))?;
+        let recorded = pipeline
+            .feedback(&envelope, request.into_inner())
+            .await
+            .map_err(|error| to_status(&error, None))?;
         Ok(Response::new(v1::SendFeedbackResponse { recorded }))
     }
 
@@ -126,7 +159,10 @@ impl ReferralService for Service {
         };
         let experts = pipeline.experts().map(wire).collect();
         pipeline.count(Method::ListExperts, None);
-        Ok(Response::new(v1::ListExpertsResponse { experts, router_version: pipeline.router_version().to_owned() }))
+        Ok(Response::new(v1::ListExpertsResponse {
+            experts,
+            router_version: pipeline.router_version().to_owned(),
+        }))
     }
 }
 
@@ -171,7 +207,11 @@ fn side_to_wire(expert: String, (id, whole): (Uuid, Whole)) -> v1::ComparedAnswe
     use v1::compared_answer::Result as Wire;
     // A side that failed before its decision was told still names its id and expert.
     let known = |decision: Decision| decision_to_wire(decision);
-    let unknown = || v1::Decision { id: id.to_string(), expert, ..Default::default() };
+    let unknown = || v1::Decision {
+        id: id.to_string(),
+        expert,
+        ..Default::default()
+    };
     let result = match whole.result {
         Ok((text, end)) => Wire::Answer(v1::Answered {
             text,
@@ -183,7 +223,10 @@ fn side_to_wire(expert: String, (id, whole): (Uuid, Whole)) -> v1::ComparedAnswe
             message: error.to_string(),
         }),
     };
-    v1::ComparedAnswer { decision: Some(whole.decision.map_or_else(unknown, known)), result: Some(result) }
+    v1::ComparedAnswer {
+        decision: Some(whole.decision.map_or_else(unknown, known)),
+        result: Some(result),
+    }
 }
 
 impl Answering {

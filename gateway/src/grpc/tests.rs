@@ -36,15 +36,28 @@ impl Served {
         settings.server.max_concurrent_requests = 2;
         let log = DecisionLog::open(&settings.log).unwrap();
         let gateway = Gateway::open(settings).await.unwrap();
-        let channel = Channel::from_shared(format!("http://{}", gateway.grpc)).unwrap().connect().await.unwrap();
+        let channel = Channel::from_shared(format!("http://{}", gateway.grpc))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
         let parts = Parts {
-            experts: vec![ScriptedExpert::new("pharmacy", pharmacy), ScriptedExpert::new("generalist", GOOD)],
+            experts: vec![
+                ScriptedExpert::new("pharmacy", pharmacy),
+                ScriptedExpert::new("generalist", GOOD),
+            ],
             decider: Arc::new(ScriptedDecider::default()),
             log,
             metrics: gateway.metrics().clone(),
         };
         let client = ReferralServiceClient::new(channel.clone()).max_encoding_message_size(64 << 20);
-        Self { gateway, channel, client, parts: Some(parts), _directory: directory }
+        Self {
+            gateway,
+            channel,
+            client,
+            parts: Some(parts),
+            _directory: directory,
+        }
     }
 
     async fn serving(pharmacy: &[Step]) -> Self {
@@ -60,8 +73,13 @@ impl Served {
     async fn health(&self) -> [ServingStatus; 2] {
         let mut statuses = Vec::new();
         for service in ["", "referral.v1.ReferralService"] {
-            let request = HealthCheckRequest { service: service.to_owned() };
-            let answer = HealthClient::new(self.channel.clone()).check(request).await.unwrap();
+            let request = HealthCheckRequest {
+                service: service.to_owned(),
+            };
+            let answer = HealthClient::new(self.channel.clone())
+                .check(request)
+                .await
+                .unwrap();
             statuses.push(answer.into_inner().status());
         }
         statuses.try_into().unwrap()
@@ -69,7 +87,10 @@ impl Served {
 }
 
 fn ask(query: &str) -> v1::GenerateRequest {
-    v1::GenerateRequest { query: query.to_owned(), ..Default::default() }
+    v1::GenerateRequest {
+        query: query.to_owned(),
+        ..Default::default()
+    }
 }
 
 #[tokio::test]
@@ -77,18 +98,45 @@ async fn it_serves_once_loaded_and_says_so() {
     let mut served = Served::open(GOOD).await;
     assert_eq!(served.health().await, [ServingStatus::NotServing; 2]);
     let early = served.client.generate(ask("pharmacy")).await.unwrap_err();
-    assert_eq!((early.code(), early.get_details_error_info().unwrap().reason.as_str()), (Code::Unavailable, "LOADING"));
+    assert_eq!(
+        (
+            early.code(),
+            early.get_details_error_info().unwrap().reason.as_str()
+        ),
+        (Code::Unavailable, "LOADING")
+    );
     served.load().await;
     assert_eq!(served.health().await, [ServingStatus::Serving; 2]);
     let answer = served.client.generate(ask("pharmacy")).await.unwrap();
-    let named = answer.metadata().get(super::DECISION_ID).unwrap().to_str().unwrap().to_owned();
+    let named = answer
+        .metadata()
+        .get(super::DECISION_ID)
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned();
     let answer = answer.into_inner();
-    assert_eq!((answer.text.as_str(), answer.finish_reason()), ("Take one.", v1::FinishReason::Length));
+    assert_eq!(
+        (answer.text.as_str(), answer.finish_reason()),
+        ("Take one.", v1::FinishReason::Length)
+    );
     let decision = answer.decision.unwrap();
     assert_eq!((decision.id, decision.expert.as_str()), (named, "pharmacy"));
-    assert_eq!(decision.probabilities.iter().map(|p| p.probability).sum::<f32>(), 1.0);
-    let experts = served.client.list_experts(v1::ListExpertsRequest {}).await.unwrap().into_inner();
-    let rows: Vec<_> = experts.experts.iter().map(|e| (e.id.as_str(), e.ready, e.routable)).collect();
+    assert_eq!(
+        decision.probabilities.iter().map(|p| p.probability).sum::<f32>(),
+        1.0
+    );
+    let experts = served
+        .client
+        .list_experts(v1::ListExpertsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let rows: Vec<_> = experts
+        .experts
+        .iter()
+        .map(|e| (e.id.as_str(), e.ready, e.routable))
+        .collect();
     assert_eq!(rows, [("pharmacy", true, true), ("generalist", true, false)]);
     assert_eq!(experts.router_version, "scripted-1");
     assert!(served.gateway.drain().await);
@@ -97,18 +145,34 @@ async fn it_serves_once_loaded_and_says_so() {
 #[tokio::test]
 async fn a_stream_is_decision_texts_end() {
     let mut served = Served::serving(GOOD).await;
-    let mut stream = served.client.generate_stream(ask("pharmacy")).await.unwrap().into_inner();
+    let mut stream = served
+        .client
+        .generate_stream(ask("pharmacy"))
+        .await
+        .unwrap()
+        .into_inner();
     let mut events = Vec::new();
     while let Some(message) = stream.message().await.unwrap() {
         events.push(message.event.unwrap());
     }
-    assert!(matches!(&events[..], [Event::Decision(_), Event::Text(_), Event::Text(_), Event::End(_)]), "{events:?}");
+    assert!(
+        matches!(
+            &events[..],
+            [Event::Decision(_), Event::Text(_), Event::Text(_), Event::End(_)]
+        ),
+        "{events:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_stream_that_breaks_off_ends_in_a_status() {
     let mut served = Served::serving(&[Step::Say("Take"), Step::Fail(ExpertErrorKind::Unavailable)]).await;
-    let mut stream = served.client.generate_stream(ask("pharmacy")).await.unwrap().into_inner();
+    let mut stream = served
+        .client
+        .generate_stream(ask("pharmacy"))
+        .await
+        .unwrap()
+        .into_inner();
     let status = loop {
         match stream.message().await {
             Ok(Some(message)) => assert!(!matches!(message.event, Some(Event::End(_)))),
@@ -118,7 +182,13 @@ async fn a_stream_that_breaks_off_ends_in_a_status() {
     };
     assert_eq!(status.code(), Code::Unavailable);
     let info = status.get_details_error_info().unwrap();
-    assert_eq!((info.metadata["expert"].as_str(), info.metadata["error_kind"].as_str()), ("pharmacy", "unavailable"));
+    assert_eq!(
+        (
+            info.metadata["expert"].as_str(),
+            info.metadata["error_kind"].as_str()
+        ),
+        ("pharmacy", "unavailable")
+    );
 }
 
 #[tokio::test]
@@ -128,7 +198,9 @@ async fn deadlines_are_answered_as_such_before_and_within_a_stream() {
         // The header alone: tonic's client would start a timer of its own.
         let slow = || {
             let mut request = Request::new(ask("pharmacy"));
-            request.metadata_mut().insert("grpc-timeout", "200m".parse().unwrap());
+            request
+                .metadata_mut()
+                .insert("grpc-timeout", "200m".parse().unwrap());
             request
         };
         let unary = served.client.generate(slow()).await.unwrap_err();
@@ -149,13 +221,29 @@ async fn errors_carry_details_that_machines_can_read() {
     let mut served = Served::serving(&[Step::Say("Take"), Step::Hang]).await;
     let status = served.client.generate(ask(" ")).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "query");
-    let long = served.client.generate(ask(&"pain ".repeat(200_000))).await.unwrap_err();
-    assert_eq!((long.code(), long.message().starts_with("query: a text of 1000000 bytes")), (Code::InvalidArgument, true));
+    assert_eq!(
+        status.get_details_bad_request().unwrap().field_violations[0].field,
+        "query"
+    );
+    let long = served
+        .client
+        .generate(ask(&"pain ".repeat(200_000)))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (
+            long.code(),
+            long.message().starts_with("query: a text of 1000000 bytes")
+        ),
+        (Code::InvalidArgument, true)
+    );
     let mut odd = Request::new(ask("pharmacy"));
     odd.metadata_mut().insert("grpc-timeout", "soon".parse().unwrap());
     let odd = served.client.generate(odd).await.unwrap_err();
-    assert_eq!(odd.get_details_bad_request().unwrap().field_violations[0].field, "grpc-timeout");
+    assert_eq!(
+        odd.get_details_bad_request().unwrap().field_violations[0].field,
+        "grpc-timeout"
+    );
 
     let mut held = Vec::new();
     for _ in 0..2 {
@@ -177,9 +265,16 @@ async fn compare_answers_both_sides_and_feedback_counts_once() {
     };
     let both = served.client.compare(request).await.unwrap().into_inner();
     let (a, b) = (both.a.unwrap(), both.b.unwrap());
-    let Some(v1::compared_answer::Result::Failure(failure)) = a.result else { panic!("{a:?}") };
-    assert_eq!((failure.error_kind.as_str(), a.decision.unwrap().expert.as_str()), ("overloaded", "pharmacy"));
-    let Some(v1::compared_answer::Result::Answer(answer)) = b.result else { panic!("{b:?}") };
+    let Some(v1::compared_answer::Result::Failure(failure)) = a.result else {
+        panic!("{a:?}")
+    };
+    assert_eq!(
+        (failure.error_kind.as_str(), a.decision.unwrap().expert.as_str()),
+        ("overloaded", "pharmacy")
+    );
+    let Some(v1::compared_answer::Result::Answer(answer)) = b.result else {
+        panic!("{b:?}")
+    };
     assert_eq!(answer.text, "Take one.");
     let feedback = v1::SendFeedbackRequest {
         decision_id: b.decision.unwrap().id,
@@ -187,26 +282,64 @@ async fn compare_answers_both_sides_and_feedback_counts_once() {
         idempotency_key: "k".to_owned(),
         ..Default::default()
     };
-    assert!(served.client.send_feedback(feedback.clone()).await.unwrap().into_inner().recorded);
-    assert!(!served.client.send_feedback(feedback).await.unwrap().into_inner().recorded);
+    assert!(
+        served
+            .client
+            .send_feedback(feedback.clone())
+            .await
+            .unwrap()
+            .into_inner()
+            .recorded
+    );
+    assert!(
+        !served
+            .client
+            .send_feedback(feedback)
+            .await
+            .unwrap()
+            .into_inner()
+            .recorded
+    );
     let text = served.gateway.metrics().render().unwrap();
-    assert!(text.contains(r#"referral_requests_total{code="OK",method="compare"} 1"#), "{text}");
-    assert!(text.contains(r#"referral_requests_total{code="OK",method="send_feedback"} 2"#), "{text}");
+    assert!(
+        text.contains(r#"referral_requests_total{code="OK",method="compare"} 1"#),
+        "{text}"
+    );
+    assert!(
+        text.contains(r#"referral_requests_total{code="OK",method="send_feedback"} 2"#),
+        "{text}"
+    );
 }
 
 #[tokio::test]
 async fn draining_lets_an_accepted_stream_end() {
-    let gated: &[Step] = &[Step::Say("Take"), Step::Gate, Step::Say(" one."), Step::End(Finish::Stop)];
+    let gated: &[Step] = &[
+        Step::Say("Take"),
+        Step::Gate,
+        Step::Say(" one."),
+        Step::End(Finish::Stop),
+    ];
     let mut served = Served::open(GOOD).await;
     let expert = ScriptedExpert::new("pharmacy", gated);
     served.parts.as_mut().unwrap().experts[0] = expert.clone();
     served.load().await;
-    let mut stream = served.client.generate_stream(ask("pharmacy")).await.unwrap().into_inner();
+    let mut stream = served
+        .client
+        .generate_stream(ask("pharmacy"))
+        .await
+        .unwrap()
+        .into_inner();
     stream.message().await.unwrap().unwrap();
     let draining = tokio::spawn(served.gateway.drain());
     // On a connection that is still open, a new query is refused by name while the old one goes on.
     let refused = loop {
-        match served.client.route(v1::RouteRequest { query: "pharmacy".to_owned() }).await {
+        match served
+            .client
+            .route(v1::RouteRequest {
+                query: "pharmacy".to_owned(),
+            })
+            .await
+        {
             Ok(_) => tokio::task::yield_now().await,
             Err(status) => break status,
         }

@@ -64,6 +64,18 @@ fn open<'a, T: DeserializeOwned>(
         invalid
     })?;
     let body = super::body::parse(&bytes).map_err(refuse)?;
-    let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
-    Ok((pipeline, Envelope { method, accepted, traceparent, timeout: None }, body))
+    let traceparent = headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    Ok((
+        pipeline,
+        Envelope {
+            method,
+            accepted,
+            traceparent,
+            timeout: None,
+        },
+        body,
+    ))
 }

@@ -50,26 +50,70 @@ struct OptionsBody {
 
 impl From<GenerateBody> for v1::GenerateRequest {
     fn from(body: GenerateBody) -> Self {
-        let GenerateBody { query, expert, options, labels } = body;
-        let OptionsBody { max_tokens, temperature, top_p, seed, stop, system } = options;
-        let options = v1::GenerationOptions { max_tokens, temperature, top_p, seed, stop, system };
-        Self { query, expert, options: Some(options), labels }
+        let GenerateBody {
+            query,
+            expert,
+            options,
+            labels,
+        } = body;
+        let OptionsBody {
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            stop,
+            system,
+        } = options;
+        let options = v1::GenerationOptions {
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            stop,
+            system,
+        };
+        Self {
+            query,
+            expert,
+            options: Some(options),
+            labels,
+        }
     }
 }
 
 /// Reads a body; the error names the field, or the place in the text.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, GatewayError> {
-    let invalid = |field, value: String, fix: &str| GatewayError::Invalid { field, value, fix: fix.to_owned() };
+    let invalid = |field, value: String, fix: &str| GatewayError::Invalid {
+        field,
+        value,
+        fix: fix.to_owned(),
+    };
     let text = std::str::from_utf8(bytes).map_err(|error| {
-        invalid("body", format!("invalid UTF-8 at byte {}", error.valid_up_to()), "send JSON in UTF-8")
+        invalid(
+            "body",
+            format!("invalid UTF-8 at byte {}", error.valid_up_to()),
+            "send JSON in UTF-8",
+        )
     })?;
     let reader = &mut serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(reader).map_err(|error| {
         let place = error.path().to_string();
-        let place = if place == "." { String::new() } else { format!("{place}: ") };
+        let place = if place == "." {
+            String::new()
+        } else {
+            format!("{place}: ")
+        };
         // serde_json's text names the field or the type it wants, and quotes at most a single value.
-        let what = if error.inner().is_syntax() || error.inner().is_eof() { "text that is no JSON" } else { "its shape" };
-        invalid("body", format!("{what} ({place}{})", error.inner()), "send an object such as {\"query\": \"…\"}")
+        let what = if error.inner().is_syntax() || error.inner().is_eof() {
+            "text that is no JSON"
+        } else {
+            "its shape"
+        };
+        invalid(
+            "body",
+            format!("{what} ({place}{})", error.inner()),
+            "send an object such as {\"query\": \"…\"}",
+        )
     })
 }
 
@@ -77,12 +121,22 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, GatewayError
 pub(super) fn unread(rejection: &BytesRejection, max_query_bytes: usize) -> Failure {
     let is_too_long = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
     let (value, fix) = if is_too_long {
-        ("too long", format!("send a query of at most {max_query_bytes} bytes, or raise server.max_query_bytes"))
+        (
+            "too long",
+            format!("send a query of at most {max_query_bytes} bytes, or raise server.max_query_bytes"),
+        )
     } else {
         ("cut off", "send it whole".to_owned())
     };
-    let error = GatewayError::Invalid { field: "body", value: value.to_owned(), fix };
-    Failure { status: Some(rejection.status()), error }
+    let error = GatewayError::Invalid {
+        field: "body",
+        value: value.to_owned(),
+        fix,
+    };
+    Failure {
+        status: Some(rejection.status()),
+        error,
+    }
 }
 
 /// An error as OpenAI's servers shape it.
@@ -124,7 +178,9 @@ impl IntoResponse for Failure {
         let mut response = (self.status.unwrap_or(status), axum::Json(body)).into_response();
         if let Some(delay) = error.retry_after() {
             let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

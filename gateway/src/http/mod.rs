@@ -37,13 +37,18 @@ const INDEX: &str = "<!doctype html>
 /// The pages.
 pub fn router(stage: Stage, settings: &ServerSettings) -> Router {
     Router::new()
-        .route("/", get(async || ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], INDEX)))
+        .route(
+            "/",
+            get(async || ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], INDEX)),
+        )
         .route("/healthz", get(async || "live\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/v1/route", post(answers::route))
         .route("/v1/generate", post(answers::generate))
-        .layer(DefaultBodyLimit::max(settings.max_query_bytes.saturating_add(BODY_ALLOWANCE)))
+        .layer(DefaultBodyLimit::max(
+            settings.max_query_bytes.saturating_add(BODY_ALLOWANCE),
+        ))
         .with_state(stage)
 }
 
@@ -57,7 +62,10 @@ async fn ready(State(stage): State<Stage>) -> Response {
 
 async fn metrics(State(stage): State<Stage>) -> Response {
     if let Some(pipeline) = stage.pipeline_if_open() {
-        stage.metrics().log_queue.set(i64::try_from(pipeline.log_queue()).unwrap_or(i64::MAX));
+        stage
+            .metrics()
+            .log_queue
+            .set(i64::try_from(pipeline.log_queue()).unwrap_or(i64::MAX));
     }
     match stage.metrics().render() {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),

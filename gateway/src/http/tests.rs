@@ -24,7 +24,11 @@ async fn post_body(pages: &Router, path: &str, body: impl Into<Body>) -> (Status
 }
 
 async fn text(pages: &Router, path: &str) -> (StatusCode, String) {
-    let response = pages.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+    let response = pages
+        .clone()
+        .oneshot(Request::get(path).body(Body::empty()).unwrap())
+        .await
+        .unwrap();
     let status = response.status();
     let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
     (status, String::from_utf8(bytes.to_vec()).unwrap())
@@ -33,13 +37,24 @@ async fn text(pages: &Router, path: &str) -> (StatusCode, String) {
 #[tokio::test]
 async fn answers_and_decisions_are_json() {
     let (pages, bench) = pages().await;
-    let (status, answer) = post_body(&pages, "/v1/generate", r#"{"query": "pharmacy", "options": {"max_tokens": 7}}"#).await;
-    assert_eq!((status, answer["text"].as_str()), (StatusCode::OK, Some("Take one.")));
+    let (status, answer) = post_body(
+        &pages,
+        "/v1/generate",
+        r#"{"query": "pharmacy", "options": {"max_tokens": 7}}"#,
+    )
+    .await;
+    assert_eq!(
+        (status, answer["text"].as_str()),
+        (StatusCode::OK, Some("Take one."))
+    );
     assert_eq!(answer["decision"]["reasons"], serde_json::json!(["routed"]));
     assert_eq!(answer["usage"]["completion_tokens"], 2);
     assert_eq!(bench.pharmacy.queries.lock().unwrap()[0].max_tokens, Some(7));
     let (status, routed) = post_body(&pages, "/v1/route", r#"{"query": "vague"}"#).await;
-    assert_eq!((status, routed["decision"]["expert"].as_str()), (StatusCode::OK, Some("generalist")));
+    assert_eq!(
+        (status, routed["decision"]["expert"].as_str()),
+        (StatusCode::OK, Some("generalist"))
+    );
     assert_eq!(routed["decision"]["abstained"], true);
 }
 
@@ -49,7 +64,12 @@ async fn bad_bodies_get_openais_error_shape() {
     let long = format!("{{\"query\": \"{}\"}}", "x".repeat(40_000));
     let huge = format!("{{\"query\": \"{}\"}}", "x".repeat(1_000_000));
     let cases: [(&[u8], u16, &str, &str); 8] = [
-        (b"{\"query\": \"\xff\xfe\"}", 400, "body", "invalid UTF-8 at byte 11"),
+        (
+            b"{\"query\": \"\xff\xfe\"}",
+            400,
+            "body",
+            "invalid UTF-8 at byte 11",
+        ),
         (b"query=asthma", 400, "body", "no JSON"),
         (b"{\"query\": 7}", 400, "body", "query"),
         (b"{\"query\": \"q\", \"modle\": 1}", 400, "body", "modle"),
@@ -62,12 +82,26 @@ async fn bad_bodies_get_openais_error_shape() {
         let (got, answer) = post_body(&pages, "/v1/route", body.to_vec()).await;
         assert_eq!(got.as_u16(), status, "{answer}");
         let error = &answer["error"];
-        assert_eq!((error["type"].as_str(), error["param"].as_str()), (Some("invalid_request_error"), Some(param)));
+        assert_eq!(
+            (error["type"].as_str(), error["param"].as_str()),
+            (Some("invalid_request_error"), Some(param))
+        );
         assert!(error["message"].as_str().unwrap().contains(word), "{answer}");
     }
-    let (status, answer) = post_body(&pages, "/v1/generate", r#"{"query": "q", "expert": "cardiologist"}"#).await;
-    assert_eq!((status, answer["error"]["code"].as_str()), (StatusCode::NOT_FOUND, Some("unknown_expert")));
-    assert_eq!(bench.metric(r#"referral_requests_total{code="INVALID_ARGUMENT",method="http_route"}"#), 8.0);
+    let (status, answer) = post_body(
+        &pages,
+        "/v1/generate",
+        r#"{"query": "q", "expert": "cardiologist"}"#,
+    )
+    .await;
+    assert_eq!(
+        (status, answer["error"]["code"].as_str()),
+        (StatusCode::NOT_FOUND, Some("unknown_expert"))
+    );
+    assert_eq!(
+        bench.metric(r#"referral_requests_total{code="INVALID_ARGUMENT",method="http_route"}"#),
+        8.0
+    );
 }
 
 #[tokio::test]
@@ -77,11 +111,17 @@ async fn readiness_follows_the_stage_and_metrics_are_text() {
     assert_eq!(text(&pages, "/readyz").await.0, StatusCode::OK);
     assert!(text(&pages, "/").await.1.contains("/metrics"));
     let (status, metrics) = text(&pages, "/metrics").await;
-    assert!(status == StatusCode::OK && metrics.contains("referral_in_flight 0"), "{metrics}");
+    assert!(
+        status == StatusCode::OK && metrics.contains("referral_in_flight 0"),
+        "{metrics}"
+    );
 
     let loading = Stage::new(bench.pipeline.metrics().clone());
     let pages = router(loading, &bench.settings.server);
     assert_eq!(text(&pages, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
     let (status, answer) = post_body(&pages, "/v1/route", r#"{"query": "pharmacy"}"#).await;
-    assert_eq!((status, answer["error"]["code"].as_str()), (StatusCode::SERVICE_UNAVAILABLE, Some("loading")));
+    assert_eq!(
+        (status, answer["error"]["code"].as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("loading"))
+    );
 }

@@ -11,25 +11,28 @@ mod tests;
 
 pub use labels::{ErrorKind, Method, TokenType, expert_error_label, reason_label};
 
-use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
-};
 use labels::REASONS;
+use prometheus::{
+    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
 use referral_experts::ExpertErrorKind;
 use referral_router::policy::Reason;
 use std::time::Duration;
 use tonic::Code;
 
 /// Router and overhead: from 100 µs, since a cached decision costs microseconds.
-const FINE_SECONDS: &[f64] =
-    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const FINE_SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 /// Whole answers: doubling, as OpenTelemetry's `gen_ai.client.operation.duration`.
-const ANSWER_SECONDS: &[f64] =
-    &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+const ANSWER_SECONDS: &[f64] = &[
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
 /// First token: OpenTelemetry's list for `gen_ai.server.time_to_first_token`, with a longer tail for CPUs.
-const FIRST_TOKEN_SECONDS: &[f64] =
-    &[0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0];
+const FIRST_TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+];
 const PROBABILITY: &[f64] = &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
 
 /// The gateway's metrics. Clones share the series.
@@ -117,7 +120,8 @@ impl Metrics {
             router_batch: on.histogram("router_batch_size", "Queries routed in one forward pass", &[1.0, 2.0, 4.0, 8.0])?,
         };
         let build = Gauge::with_opts(
-            Opts::new("referral_build_info", "1; the labels say what runs").const_label("version", env!("CARGO_PKG_VERSION")),
+            Opts::new("referral_build_info", "1; the labels say what runs")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
         )?;
         build.set(1.0);
         registry.register(Box::new(build))?;
@@ -134,7 +138,8 @@ impl Metrics {
                 self.tokens.with_label_values(&[expert, token_type.as_str()]);
             }
             for kind in labels::EXPERT_ERROR_KINDS {
-                self.fallbacks.with_label_values(&[expert, expert_error_label(kind)]);
+                self.fallbacks
+                    .with_label_values(&[expert, expert_error_label(kind)]);
             }
             self.confidence.with_label_values(&[expert]);
             self.expert_duration.with_label_values(&[expert]);
@@ -143,7 +148,8 @@ impl Metrics {
         }
         for method in Method::ALL {
             for code in labels::CODES {
-                self.requests.with_label_values(&[method.as_str(), labels::code_label(code)]);
+                self.requests
+                    .with_label_values(&[method.as_str(), labels::code_label(code)]);
             }
         }
         for kind in ErrorKind::ALL {
@@ -168,9 +174,13 @@ impl Metrics {
 
     /// A decision was carried out (or only asked for).
     pub fn decision(&self, expert: &str, reason: Reason, confidence: Option<f32>) {
-        self.decisions.with_label_values(&[expert, reason_label(reason)]).inc();
+        self.decisions
+            .with_label_values(&[expert, reason_label(reason)])
+            .inc();
         if let Some(confidence) = confidence {
-            self.confidence.with_label_values(&[expert]).observe(f64::from(confidence));
+            self.confidence
+                .with_label_values(&[expert])
+                .observe(f64::from(confidence));
         }
     }
     /// The router answered or failed.
@@ -179,15 +189,21 @@ impl Metrics {
     }
     /// An expert's answer ended, well or badly.
     pub fn expert_ended(&self, expert: &str, took: Duration) {
-        self.expert_duration.with_label_values(&[expert]).observe(took.as_secs_f64());
+        self.expert_duration
+            .with_label_values(&[expert])
+            .observe(took.as_secs_f64());
     }
     /// The first text of an answer left.
     pub fn first_token(&self, expert: &str, since_accepted: Duration) {
-        self.first_token.with_label_values(&[expert]).observe(since_accepted.as_secs_f64());
+        self.first_token
+            .with_label_values(&[expert])
+            .observe(since_accepted.as_secs_f64());
     }
     /// Tokens of an answer.
     pub fn tokens(&self, expert: &str, token_type: TokenType, count: u32) {
-        self.tokens.with_label_values(&[expert, token_type.as_str()]).inc_by(u64::from(count));
+        self.tokens
+            .with_label_values(&[expert, token_type.as_str()])
+            .inc_by(u64::from(count));
     }
     /// What the gateway itself cost a query.
     pub fn overhead(&self, took: Duration) {
@@ -195,7 +211,9 @@ impl Metrics {
     }
     /// A request ended.
     pub fn request(&self, method: Method, code: Code) {
-        self.requests.with_label_values(&[method.as_str(), labels::code_label(code)]).inc();
+        self.requests
+            .with_label_values(&[method.as_str(), labels::code_label(code)])
+            .inc();
     }
     /// Something ended badly.
     pub fn error(&self, kind: ErrorKind) {
@@ -203,15 +221,23 @@ impl Metrics {
     }
     /// An expert was replaced before its first token.
     pub fn fallback(&self, from: &str, kind: ExpertErrorKind) {
-        self.fallbacks.with_label_values(&[from, expert_error_label(kind)]).inc();
+        self.fallbacks
+            .with_label_values(&[from, expert_error_label(kind)])
+            .inc();
     }
     /// A look-up in the decision cache.
     pub fn cache(&self, is_hit: bool) {
-        if is_hit { self.cache_hits.inc() } else { self.cache_misses.inc() }
+        if is_hit {
+            self.cache_hits.inc()
+        } else {
+            self.cache_misses.inc()
+        }
     }
     /// What the last health check of an expert said.
     pub fn expert_ready(&self, expert: &str, is_ready: bool) {
-        self.expert_ready.with_label_values(&[expert]).set(i64::from(is_ready));
+        self.expert_ready
+            .with_label_values(&[expert])
+            .set(i64::from(is_ready));
     }
 }
 
@@ -229,13 +255,23 @@ impl Registering<'_> {
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
-    fn histograms(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
-        let metric = HistogramVec::new(HistogramOpts::new(prefixed(name), help).buckets(buckets.to_vec()), labels)?;
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: &[f64],
+        labels: &[&str],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let metric = HistogramVec::new(
+            HistogramOpts::new(prefixed(name), help).buckets(buckets.to_vec()),
+            labels,
+        )?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
-        let metric = Histogram::with_opts(HistogramOpts::new(prefixed(name), help).buckets(buckets.to_vec()))?;
+        let metric =
+            Histogram::with_opts(HistogramOpts::new(prefixed(name), help).buckets(buckets.to_vec()))?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
     }

@@ -25,7 +25,11 @@ pub(super) struct Place {
 impl Admission {
     /// `limit` places; `in_flight` shows how many are taken.
     pub(super) fn new(limit: usize, in_flight: IntGauge) -> Self {
-        Self { places: Arc::new(Semaphore::new(limit)), limit, in_flight }
+        Self {
+            places: Arc::new(Semaphore::new(limit)),
+            limit,
+            in_flight,
+        }
     }
 
     /// Takes `count` places (all there are, if there are fewer).
@@ -37,7 +41,10 @@ impl Admission {
         match Arc::clone(&self.places).try_acquire_many_owned(count) {
             Ok(permit) => {
                 self.in_flight.add(i64::from(count));
-                Ok(Place { permit, in_flight: self.in_flight.clone() })
+                Ok(Place {
+                    permit,
+                    in_flight: self.in_flight.clone(),
+                })
             }
             Err(TryAcquireError::NoPermits) => Err(GatewayError::Overloaded { limit: self.limit }),
             Err(TryAcquireError::Closed) => Err(GatewayError::Draining),
@@ -52,7 +59,8 @@ impl Admission {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.in_flight.sub(i64::try_from(self.permit.num_permits()).unwrap_or(i64::MAX));
+        self.in_flight
+            .sub(i64::try_from(self.permit.num_permits()).unwrap_or(i64::MAX));
     }
 }
 
@@ -66,7 +74,10 @@ mod tests {
         let admission = Admission::new(2, gauge.clone());
         let one = admission.admit(1).unwrap();
         let two = admission.admit(1).unwrap();
-        assert!(matches!(admission.admit(1), Err(GatewayError::Overloaded { limit: 2 })));
+        assert!(matches!(
+            admission.admit(1),
+            Err(GatewayError::Overloaded { limit: 2 })
+        ));
         assert_eq!(gauge.get(), 2);
         drop(one);
         assert_eq!(gauge.get(), 1);

@@ -23,16 +23,31 @@ pub(super) struct CacheKey([u8; 32]);
 
 impl RoutingCache {
     /// At most `capacity` entries (0: none), each for `time_to_live`.
-    pub(super) fn new(capacity: u64, time_to_live: Duration, router: &str, policy: &str, metrics: Metrics) -> Self {
-        let entries = moka::future::Cache::builder().max_capacity(capacity).time_to_live(time_to_live).build();
-        Self { entries, versions: [router.to_owned(), policy.to_owned()], metrics }
+    pub(super) fn new(
+        capacity: u64,
+        time_to_live: Duration,
+        router: &str,
+        policy: &str,
+        metrics: Metrics,
+    ) -> Self {
+        let entries = moka::future::Cache::builder()
+            .max_capacity(capacity)
+            .time_to_live(time_to_live)
+            .build();
+        Self {
+            entries,
+            versions: [router.to_owned(), policy.to_owned()],
+            metrics,
+        }
     }
 
     /// Where the routing of a [normalised](normalise) query is kept.
     pub(super) fn key(&self, normalised: &str) -> CacheKey {
         let mut hasher = blake3::Hasher::new();
         for part in [normalised, &self.versions[0], &self.versions[1]] {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+            hasher
+                .update(&(part.len() as u64).to_le_bytes())
+                .update(part.as_bytes());
         }
         CacheKey(*hasher.finalize().as_bytes())
     }
@@ -71,10 +86,16 @@ mod tests {
     #[test]
     fn the_key_knows_query_router_and_policy() {
         let metrics = Metrics::register(&prometheus::Registry::new(), &[]).unwrap();
-        let cache = |router, policy| RoutingCache::new(9, Duration::from_secs(1), router, policy, metrics.clone());
+        let cache =
+            |router, policy| RoutingCache::new(9, Duration::from_secs(1), router, policy, metrics.clone());
         let key = cache("r1", "p1").key("q");
         assert_eq!(key, cache("r1", "p1").key("q"));
-        for other in [cache("r1", "p1").key("Q"), cache("r2", "p1").key("q"), cache("r1", "p2").key("q"), cache("1p", "1").key("qr")] {
+        for other in [
+            cache("r1", "p1").key("Q"),
+            cache("r2", "p1").key("q"),
+            cache("r1", "p2").key("q"),
+            cache("1p", "1").key("qr"),
+        ] {
             assert_ne!(key, other);
         }
     }

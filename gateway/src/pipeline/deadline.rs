@@ -18,8 +18,13 @@ pub(super) struct Deadline {
 impl Deadline {
     /// The client's timeout from `accepted` on, at most `most`; `usual` if the client has none.
     pub(super) fn new(accepted: Instant, client: Option<Duration>, usual: Duration, most: Duration) -> Self {
-        let allowed = client.map_or(usual, |asked| asked.saturating_sub(WAY_BACK.min(asked / 10))).min(most);
-        Self { at: accepted + allowed, allowed }
+        let allowed = client
+            .map_or(usual, |asked| asked.saturating_sub(WAY_BACK.min(asked / 10)))
+            .min(most);
+        Self {
+            at: accepted + allowed,
+            allowed,
+        }
     }
     /// The moment.
     pub(super) fn at(&self) -> Instant {
@@ -27,7 +32,9 @@ impl Deadline {
     }
     /// The error for whoever passes it.
     pub(super) fn exceeded(&self) -> GatewayError {
-        GatewayError::DeadlineExceeded { allowed: self.allowed }
+        GatewayError::DeadlineExceeded {
+            allowed: self.allowed,
+        }
     }
 }
 
@@ -69,15 +76,31 @@ mod tests {
         let cap = Duration::from_secs(60);
         let usual = Duration::from_secs(30);
         assert_eq!(Deadline::new(now, None, usual, cap).at(), now + usual);
-        assert_eq!(Deadline::new(now, Some(Duration::from_secs(3600)), usual, cap).at(), now + cap);
-        assert_eq!(Deadline::new(now, Some(Duration::from_secs(1)), usual, cap).at(), now + Duration::from_millis(980));
-        assert_eq!(Deadline::new(now, Some(Duration::from_millis(50)), usual, cap).at(), now + Duration::from_millis(45));
+        assert_eq!(
+            Deadline::new(now, Some(Duration::from_secs(3600)), usual, cap).at(),
+            now + cap
+        );
+        assert_eq!(
+            Deadline::new(now, Some(Duration::from_secs(1)), usual, cap).at(),
+            now + Duration::from_millis(980)
+        );
+        assert_eq!(
+            Deadline::new(now, Some(Duration::from_millis(50)), usual, cap).at(),
+            now + Duration::from_millis(45)
+        );
         assert_eq!(Deadline::new(now, Some(Duration::ZERO), usual, cap).at(), now);
     }
 
     #[test]
     fn units_are_grpcs() {
-        for (text, millis) in [("1H", 3_600_000), ("2M", 120_000), ("3S", 3000), ("4m", 4), ("5000u", 5), ("99999999n", 99)] {
+        for (text, millis) in [
+            ("1H", 3_600_000),
+            ("2M", 120_000),
+            ("3S", 3000),
+            ("4m", 4),
+            ("5000u", 5),
+            ("99999999n", 99),
+        ] {
             assert_eq!(parse_grpc_timeout(text).unwrap().as_millis(), millis, "{text}");
         }
         for text in ["", "S", "1", "1s", "123456789S", "-1S", "1.5S", "٣S", "1µ"] {

@@ -71,7 +71,9 @@ fn expert_sentence(error: &ExpertError) -> String {
     match error.kind {
         ExpertErrorKind::Unavailable => "could not be reached".to_owned(),
         ExpertErrorKind::Timeout => "did not answer in time".to_owned(),
-        ExpertErrorKind::Unauthorized => "refused the gateway's credentials: check its api_key setting".to_owned(),
+        ExpertErrorKind::Unauthorized => {
+            "refused the gateway's credentials: check its api_key setting".to_owned()
+        }
         ExpertErrorKind::Interrupted => "its answer broke off".to_owned(),
         ExpertErrorKind::Internal => "failed".to_owned(),
         // These two tell the client what to change.
@@ -141,7 +143,9 @@ impl GatewayError {
     pub fn expert_kind(&self) -> ExpertErrorKind {
         match self {
             Self::Expert(error) => error.kind,
-            Self::Invalid { .. } | Self::UnknownExpert(_) | Self::UnknownDecision(_) => ExpertErrorKind::InvalidQuery,
+            Self::Invalid { .. } | Self::UnknownExpert(_) | Self::UnknownDecision(_) => {
+                ExpertErrorKind::InvalidQuery
+            }
             Self::Overloaded { .. } | Self::RouterOverloaded { .. } => ExpertErrorKind::Overloaded,
             Self::DeadlineExceeded { .. } => ExpertErrorKind::Timeout,
             Self::Cancelled => ExpertErrorKind::Interrupted,
@@ -159,7 +163,9 @@ impl GatewayError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Overloaded { .. } | Self::RouterOverloaded { .. } => Some(Duration::from_millis(500)),
-            Self::Expert(error) if error.kind == ExpertErrorKind::Overloaded => Some(Duration::from_millis(500)),
+            Self::Expert(error) if error.kind == ExpertErrorKind::Overloaded => {
+                Some(Duration::from_millis(500))
+            }
             Self::Loading | Self::Log(_) | Self::NobodyAvailable => Some(Duration::from_secs(2)),
             Self::Draining => Some(Duration::ZERO),
             _ => None,

@@ -7,17 +7,20 @@
 //! and codes as vocabulary, but no connection; [`crate::grpc`] and [`crate::http`] bring the ports.
 
 mod admission;
+mod answering;
 mod cache;
 mod deadline;
 mod decision;
 mod error;
 mod query;
+mod record;
 mod roster;
 mod run;
 #[cfg(test)]
 mod tests;
 mod trace;
 
+pub use answering::{Answering, Envelope, Event, Whole};
 pub use deadline::parse_grpc_timeout;
 pub use decision::{AnswerEnd, Decision, FailedAttempt};
 pub use error::GatewayError;
@@ -30,15 +33,14 @@ use admission::Admission;
 use cache::RoutingCache;
 use deadline::Deadline;
 use query::{ValidComparison, ValidQuery};
-use roster::Roster;
 use referral_experts::{Expert, Health};
 use referral_proto::v1;
 use referral_router::policy::PolicySettings;
+use roster::Roster;
 use run::{Call, Run, Task};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -47,87 +49,6 @@ use uuid::Uuid;
 const UNREAD: usize = 32;
 /// Queries routed in one forward pass.
 const ROUTER_BATCH: usize = 8;
-
-/// What a port knows of a request beside its message.
-#[derive(Debug, Clone)]
-pub struct Envelope {
-    /// What was called.
-    pub method: Method,
-    /// When it came in.
-    pub accepted: Instant,
-    /// Its `traceparent` header.
-    pub traceparent: Option<String>,
-    /// The time the client gives it.
-    pub timeout: Option<Duration>,
-}
-
-/// A piece of what a query is told.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// Who answers; once more, before the first text, if somebody else had to take over.
-    Decision(Box<Decision>),
-    /// More text.
-    Text(String),
-    /// The answer is complete.
-    End(AnswerEnd),
-}
-
-/// A query on its way. Dropping it cancels the work.
-#[derive(Debug)]
-pub struct Answering {
-    /// The decision's id.
-    pub id: Uuid,
-    events: mpsc::Receiver<Result<Event, GatewayError>>,
-    has_ended: bool,
-}
-
-impl Answering {
-    /// The next event; `None` after [`Event::End`] or an error. A query that was only to be routed ends
-    /// after its [`Event::Decision`].
-    pub async fn next(&mut self) -> Option<Result<Event, GatewayError>> {
-        if self.has_ended {
-            return None;
-        }
-        let event = self.events.recv().await.unwrap_or(Err(GatewayError::Crashed));
-        self.has_ended = matches!(event, Ok(Event::End(_)) | Err(_));
-        Some(event)
-    }
-
-    /// The decision alone, of a query that was only to be routed.
-    ///
-    /// # Errors
-    /// Whatever ended the query.
-    pub async fn decision(mut self) -> Result<Decision, GatewayError> {
-        match self.next().await {
-            Some(Ok(Event::Decision(decision))) => Ok(*decision),
-            Some(Err(error)) => Err(error),
-            _ => Err(GatewayError::Crashed),
-        }
-    }
-
-    /// Everything, once it is complete.
-    pub async fn whole(mut self) -> Whole {
-        let (mut decision, mut text) = (None, String::new());
-        loop {
-            match self.next().await {
-                Some(Ok(Event::Decision(latest))) => decision = Some(*latest),
-                Some(Ok(Event::Text(more))) => text.push_str(&more),
-                Some(Ok(Event::End(end))) => return Whole { decision, result: Ok((text, end)) },
-                Some(Err(error)) => return Whole { decision, result: Err(error) },
-                None => return Whole { decision, result: Err(GatewayError::Crashed) },
-            }
-        }
-    }
-}
-
-/// A query that has ended.
-#[derive(Debug)]
-pub struct Whole {
-    /// The decision, if it came that far.
-    pub decision: Option<Decision>,
-    /// The text and its end, or why there is none.
-    pub result: Result<(String, AnswerEnd), GatewayError>,
-}
 
 /// What a pipeline is made of.
 pub struct Parts {
@@ -163,9 +84,22 @@ impl Pipeline {
     /// # Errors
     /// If the operating system gives no thread for the router.
     pub async fn start(settings: &Settings, parts: Parts) -> std::io::Result<Arc<Self>> {
-        let Parts { experts, decider, log, metrics } = parts;
-        let limits = RouterLimits { queue_capacity: settings.router.queue_capacity, max_batch: ROUTER_BATCH };
-        let router = RouterThread::start(decider, limits, metrics.router_queue.clone(), metrics.router_batch.clone())?;
+        let Parts {
+            experts,
+            decider,
+            log,
+            metrics,
+        } = parts;
+        let limits = RouterLimits {
+            queue_capacity: settings.router.queue_capacity,
+            max_batch: ROUTER_BATCH,
+        };
+        let router = RouterThread::start(
+            decider,
+            limits,
+            metrics.router_queue.clone(),
+            metrics.router_batch.clone(),
+        )?;
         let cache = RoutingCache::new(
             settings.router.cache_capacity,
             settings.router.cache_ttl,
@@ -174,7 +108,9 @@ impl Pipeline {
             metrics.clone(),
         );
         let limit = settings.server.max_concurrent_requests;
-        metrics.admission_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+        metrics
+            .admission_limit
+            .set(i64::try_from(limit).unwrap_or(i64::MAX));
         let pipeline = Self {
             server: settings.server.clone(),
             policy: settings.policy.clone(),
@@ -198,7 +134,11 @@ impl Pipeline {
     /// # Errors
     /// What is known before the first await: no place, a bad request. Counted here; the rest comes as
     /// the last event and is counted where it happens.
-    pub fn answer(self: &Arc<Self>, envelope: Envelope, request: v1::GenerateRequest) -> Result<Answering, GatewayError> {
+    pub fn answer(
+        self: &Arc<Self>,
+        envelope: Envelope,
+        request: v1::GenerateRequest,
+    ) -> Result<Answering, GatewayError> {
         self.start_task(envelope, request, Task::Answer)
     }
 
@@ -206,8 +146,15 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Self::answer`].
-    pub fn route(self: &Arc<Self>, envelope: Envelope, request: v1::RouteRequest) -> Result<Answering, GatewayError> {
-        let request = v1::GenerateRequest { query: request.query, ..Default::default() };
+    pub fn route(
+        self: &Arc<Self>,
+        envelope: Envelope,
+        request: v1::RouteRequest,
+    ) -> Result<Answering, GatewayError> {
+        let request = v1::GenerateRequest {
+            query: request.query,
+            ..Default::default()
+        };
         self.start_task(envelope, request, Task::Route)
     }
 
@@ -222,12 +169,19 @@ impl Pipeline {
     ) -> Result<[Answering; 2], GatewayError> {
         self.counting(envelope.method, || {
             let place = Arc::new(self.admission.admit(2)?);
-            let ValidComparison { query, experts } = ValidComparison::new(request, self.server.max_query_bytes)?;
-            if let Some(unknown) = experts.iter().find(|name| self.roster.get(name.as_str()).is_none()) {
+            let ValidComparison { query, experts } =
+                ValidComparison::new(request, self.server.max_query_bytes)?;
+            if let Some(unknown) = experts
+                .iter()
+                .find(|name| self.roster.get(name.as_str()).is_none())
+            {
                 return Err(GatewayError::UnknownExpert(unknown.to_string()));
             }
             Ok(experts.map(|expert| {
-                let query = ValidQuery { expert: Some(expert), ..query.clone() };
+                let query = ValidQuery {
+                    expert: Some(expert),
+                    ..query.clone()
+                };
                 self.spawn(self.call(&envelope), Arc::clone(&place), query, Task::Compare)
             }))
         })
@@ -237,7 +191,11 @@ impl Pipeline {
     ///
     /// # Errors
     /// A bad request, an unknown decision, or a log that cannot store it.
-    pub async fn feedback(&self, envelope: &Envelope, request: v1::SendFeedbackRequest) -> Result<bool, GatewayError> {
+    pub async fn feedback(
+        &self,
+        envelope: &Envelope,
+        request: v1::SendFeedbackRequest,
+    ) -> Result<bool, GatewayError> {
         let deadline = self.call(envelope).deadline;
         let stored = match Feedback::try_from(request) {
             Ok(feedback) => match tokio::time::timeout_at(deadline.at(), self.log.feedback(feedback)).await {
@@ -286,13 +244,15 @@ impl Pipeline {
     pub async fn refresh_health(&self) {
         self.roster.refresh().await;
         for (expert, health) in self.roster.iter() {
-            self.metrics.expert_ready(expert.id().as_str(), health == Health::Ready);
+            self.metrics
+                .expert_ready(expert.id().as_str(), health == Health::Ready);
         }
     }
 
     /// Counts an ended request, with its error if it had one.
     pub fn count(&self, method: Method, error: Option<&GatewayError>) {
-        self.metrics.request(method, error.map_or(tonic::Code::Ok, GatewayError::code));
+        self.metrics
+            .request(method, error.map_or(tonic::Code::Ok, GatewayError::code));
         if let Some(error) = error {
             self.metrics.error(error.kind());
         }
@@ -310,7 +270,11 @@ impl Pipeline {
         self.close();
         let in_time = tokio::time::timeout(grace, self.tasks.wait()).await.is_ok();
         if !in_time {
-            tracing::warn!(left = self.tasks.len(), ?grace, "server.drain_grace is over: cutting off what is left");
+            tracing::warn!(
+                left = self.tasks.len(),
+                ?grace,
+                "server.drain_grace is over: cutting off what is left"
+            );
             self.cut_off.cancel();
             self.tasks.wait().await;
         }
@@ -329,7 +293,11 @@ impl Pipeline {
         self.counting(envelope.method, || {
             let place = Arc::new(self.admission.admit(1)?);
             let query = ValidQuery::new(request, self.server.max_query_bytes)?;
-            if let Some(unknown) = query.expert.as_ref().filter(|name| self.roster.get(name.as_str()).is_none()) {
+            if let Some(unknown) = query
+                .expert
+                .as_ref()
+                .filter(|name| self.roster.get(name.as_str()).is_none())
+            {
                 return Err(GatewayError::UnknownExpert(unknown.to_string()));
             }
             Ok(self.spawn(self.call(&envelope), place, query, task))
@@ -337,7 +305,11 @@ impl Pipeline {
     }
 
     /// Counts a request that is refused before it has a task.
-    fn counting<T>(&self, method: Method, accept: impl FnOnce() -> Result<T, GatewayError>) -> Result<T, GatewayError> {
+    fn counting<T>(
+        &self,
+        method: Method,
+        accept: impl FnOnce() -> Result<T, GatewayError>,
+    ) -> Result<T, GatewayError> {
         accept().inspect_err(|error| self.count(method, Some(error)))
     }
 
@@ -362,11 +334,17 @@ impl Pipeline {
         }
     }
 
-    fn spawn(self: &Arc<Self>, call: Call, place: Arc<admission::Place>, query: ValidQuery, task: Task) -> Answering {
+    fn spawn(
+        self: &Arc<Self>,
+        call: Call,
+        place: Arc<admission::Place>,
+        query: ValidQuery,
+        task: Task,
+    ) -> Answering {
         let (sender, events) = mpsc::channel(UNREAD + 1);
         let id = call.id;
         let run = Run::new(Arc::clone(self), call, place, query, task, sender);
         self.tasks.spawn(run.to_the_end());
-        Answering { id, events, has_ended: false }
+        Answering::new(id, events)
     }
 }

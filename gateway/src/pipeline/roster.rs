@@ -21,8 +21,13 @@ pub(super) struct Roster {
 impl Roster {
     /// Experts are unavailable until the first [`Self::refresh`].
     pub(super) fn new(experts: Vec<Arc<dyn Expert>>) -> Self {
-        let seat = |expert| Seat { expert, health: RwLock::new(Health::Unavailable("not checked yet".to_owned())) };
-        Self { seats: experts.into_iter().map(seat).collect() }
+        let seat = |expert| Seat {
+            expert,
+            health: RwLock::new(Health::Unavailable("not checked yet".to_owned())),
+        };
+        Self {
+            seats: experts.into_iter().map(seat).collect(),
+        }
     }
 
     /// Asks every expert for its health, all at once.
@@ -42,14 +47,20 @@ impl Roster {
 
     /// The expert of that name.
     pub(super) fn get(&self, name: &str) -> Option<&Arc<dyn Expert>> {
-        self.seats.iter().map(|seat| &seat.expert).find(|expert| expert.id().as_str() == name)
+        self.seats
+            .iter()
+            .map(|seat| &seat.expert)
+            .find(|expert| expert.id().as_str() == name)
     }
 
     /// Everybody, with the last observed health.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<dyn Expert>, Health)> {
-        self.seats
-            .iter()
-            .map(|seat| (&seat.expert, seat.health.read().unwrap_or_else(PoisonError::into_inner).clone()))
+        self.seats.iter().map(|seat| {
+            (
+                &seat.expert,
+                seat.health.read().unwrap_or_else(PoisonError::into_inner).clone(),
+            )
+        })
     }
 
     /// What the policy may choose from.

@@ -4,8 +4,7 @@ use super::admission::Place;
 use super::deadline::Deadline;
 use super::{AnswerEnd, Decision, Event, FailedAttempt, GatewayError, Pipeline, ValidQuery};
 use crate::compute::RouteError;
-use crate::log::{DecisionRecord, Endpoint, FallbackRecord, Outcome};
-use crate::metrics::{ErrorKind, Method, TokenType, expert_error_label};
+use crate::metrics::{ErrorKind, Method};
 use futures::StreamExt as _;
 use referral_experts::{Chunk, ExpertError, ExpertErrorKind, Finish};
 use referral_router::Routing;
@@ -41,8 +40,8 @@ type Events = mpsc::Sender<Result<Event, GatewayError>>;
 
 /// Adds up time that the gateway spends waiting for others; a wait that is cut off counts as well.
 #[derive(Default)]
-struct Waiting {
-    total: Duration,
+pub(super) struct Waiting {
+    pub(super) total: Duration,
     since: Option<Instant>,
 }
 
@@ -57,23 +56,23 @@ impl Waiting {
 
 /// A query's task.
 pub(super) struct Run {
-    pipeline: Arc<Pipeline>,
-    call: Call,
-    query: ValidQuery,
-    task: Task,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) call: Call,
+    pub(super) query: ValidQuery,
+    pub(super) task: Task,
     events: Events,
     /// The channel's last slot, so that the verdict never waits for the client.
     verdict: Option<mpsc::OwnedPermit<Result<Event, GatewayError>>>,
     /// Given back with the verdict.
     place: Arc<Place>,
-    decision: Decision,
+    pub(super) decision: Decision,
     /// Whether the router gave probabilities.
-    is_routed: bool,
+    pub(super) is_routed: bool,
     /// Fallbacks told to the client with the last decision sent.
     announced: Option<usize>,
     asked: Option<Instant>,
-    first_text: Option<Duration>,
-    waiting: Waiting,
+    pub(super) first_text: Option<Duration>,
+    pub(super) waiting: Waiting,
 }
 
 impl Run {
@@ -97,7 +96,13 @@ impl Run {
             router_latency: Duration::ZERO,
             trace_id: call.trace_id.clone(),
         };
-        let query = ValidQuery { ask: referral_experts::Query { trace_id: call.trace_id.clone(), ..query.ask }, ..query };
+        let query = ValidQuery {
+            ask: referral_experts::Query {
+                trace_id: call.trace_id.clone(),
+                ..query.ask
+            },
+            ..query
+        };
         let verdict = events.clone().try_reserve_owned().ok();
         Self {
             pipeline,
@@ -118,7 +123,11 @@ impl Run {
 
     /// Runs until there is a verdict: an end, a failure, the deadline, a client that left, a drain that is over.
     pub(super) async fn to_the_end(mut self) {
-        let (deadline, gone, cut_off) = (self.call.deadline, self.events.clone(), self.pipeline.cut_off.clone());
+        let (deadline, gone, cut_off) = (
+            self.call.deadline,
+            self.events.clone(),
+            self.pipeline.cut_off.clone(),
+        );
         let outcome = tokio::select! {
             biased;
             outcome = self.drive() => outcome,
@@ -134,13 +143,26 @@ impl Run {
         let order = self.decide().await?;
         match self.task {
             Task::Route => {
-                order.into_iter().next().ok_or(GatewayError::NobodyAvailable)?.clone_into(&mut self.decision.expert);
+                order
+                    .into_iter()
+                    .next()
+                    .ok_or(GatewayError::NobodyAvailable)?
+                    .clone_into(&mut self.decision.expert);
                 Ok(None)
             }
             Task::Compare => {
-                let named = self.query.expert.as_ref().map(ToString::to_string).unwrap_or_default();
+                let named = self
+                    .query
+                    .expert
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
                 if order.first() != Some(&named) {
-                    return Err(GatewayError::Expert(self.failure(&named, ExpertErrorKind::Unavailable, "is not ready")?));
+                    return Err(GatewayError::Expert(self.failure(
+                        &named,
+                        ExpertErrorKind::Unavailable,
+                        "is not ready",
+                    )?));
                 }
                 self.answer(vec![named]).await.map(Some)
             }
@@ -151,10 +173,19 @@ impl Run {
     /// Fills in the decision and returns whom to ask, in order.
     async fn decide(&mut self) -> Result<Vec<String>, GatewayError> {
         let requested = self.query.expert.clone();
-        let (routing, remark) = if requested.is_some() { (None, None) } else { self.routing().await? };
+        let (routing, remark) = if requested.is_some() {
+            (None, None)
+        } else {
+            self.routing().await?
+        };
         let pipeline = &self.pipeline;
         let named = requested.as_ref().map(|name| name.as_str());
-        let choice = policy::decide(routing.as_deref(), named, &pipeline.roster.candidates(), &pipeline.policy)?;
+        let choice = policy::decide(
+            routing.as_deref(),
+            named,
+            &pipeline.roster.candidates(),
+            &pipeline.policy,
+        )?;
         let decision = &mut self.decision;
         decision.abstained = choice.abstained;
         decision.reasons = choice.reasons;
@@ -214,6 +245,7 @@ impl Run {
                 Ok(end) => return Ok(end),
                 Err(error) => {
                     tracing::warn!(decision = %self.call.id, %error, kind = ?error.kind, "no answer from the expert");
+                    self.check_deadline()?;
                     if order.peek().is_none() || !error.kind.is_retryable_elsewhere() {
                         return Err(GatewayError::Expert(error));
                     }
@@ -226,11 +258,18 @@ impl Run {
 
     /// One expert's answer. The inner error came before any text, so that another expert may be asked.
     async fn attempt(&mut self, name: String) -> Result<Result<AnswerEnd, ExpertError>, GatewayError> {
-        let expert = self.pipeline.roster.get(&name).cloned().ok_or(GatewayError::NobodyAvailable)?;
+        let expert = self
+            .pipeline
+            .roster
+            .get(&name)
+            .cloned()
+            .ok_or(GatewayError::NobodyAvailable)?;
         self.decision.expert = name;
         self.asked = Some(Instant::now());
         self.waiting.begin();
-        let started = expert.answer(self.query.ask.clone(), self.call.deadline.at().into_std()).await;
+        let started = expert
+            .answer(self.query.ask.clone(), self.call.deadline.at().into_std())
+            .await;
         self.waiting.end();
         let mut pieces = match started {
             Ok(pieces) => pieces,
@@ -256,10 +295,20 @@ impl Run {
                     }
                     self.send(Event::Text(std::mem::take(&mut held))).await?;
                 }
-                Some(Ok(Chunk::End { finish: Finish::Stop, .. })) if self.first_text.is_none() => {
-                    break self.failure(expert.id().as_str(), ExpertErrorKind::Interrupted, "gave an empty answer")?;
+                Some(Ok(Chunk::End {
+                    finish: Finish::Stop, ..
+                })) if self.first_text.is_none() => {
+                    break self.failure(
+                        expert.id().as_str(),
+                        ExpertErrorKind::Interrupted,
+                        "gave an empty answer",
+                    )?;
                 }
-                Some(Ok(Chunk::End { finish, usage, mean_log_probability })) => {
+                Some(Ok(Chunk::End {
+                    finish,
+                    usage,
+                    mean_log_probability,
+                })) => {
                     return Ok(Ok(AnswerEnd {
                         finish,
                         usage,
@@ -270,20 +319,43 @@ impl Run {
                 }
                 Some(Err(error)) => break error,
                 None => {
-                    break self.failure(expert.id().as_str(), ExpertErrorKind::Interrupted, "its stream has no end")?;
+                    break self.failure(
+                        expert.id().as_str(),
+                        ExpertErrorKind::Interrupted,
+                        "its stream has no end",
+                    )?;
                 }
             }
         };
         if self.first_text.is_some() {
             tracing::warn!(decision = %self.call.id, %error, kind = ?error.kind, "the expert's answer broke off");
+            self.check_deadline()?;
             return Err(GatewayError::Expert(error));
         }
         Ok(Err(error))
     }
 
+    /// An expert that fails because the time is up, as it was told to, is not to blame.
+    fn check_deadline(&self) -> Result<(), GatewayError> {
+        let deadline = self.call.deadline;
+        if Instant::now() < deadline.at() {
+            Ok(())
+        } else {
+            Err(deadline.exceeded())
+        }
+    }
+
     fn failure(&self, name: &str, kind: ExpertErrorKind, detail: &str) -> Result<ExpertError, GatewayError> {
-        let expert = self.pipeline.roster.get(name).ok_or(GatewayError::NobodyAvailable)?;
-        Ok(ExpertError { expert: expert.id().clone(), kind, detail: detail.to_owned() })
+        let expert = self
+            .pipeline
+            .roster
+            .get(name)
+            .ok_or(GatewayError::NobodyAvailable)?;
+        Ok(ExpertError {
+            expert: expert.id().clone(),
+            kind,
+            detail: detail.to_owned(),
+        })
     }
 
     fn fall_back(&mut self, kind: ExpertErrorKind) {
@@ -296,9 +368,11 @@ impl Run {
         }
     }
 
-    fn end_attempt(&mut self) {
+    pub(super) fn end_attempt(&mut self) {
         if let Some(asked) = self.asked.take() {
-            self.pipeline.metrics.expert_ended(&self.decision.expert, asked.elapsed());
+            self.pipeline
+                .metrics
+                .expert_ended(&self.decision.expert, asked.elapsed());
         }
     }
 
@@ -307,7 +381,8 @@ impl Run {
         let fallbacks = Some(self.decision.fallbacks.len());
         if self.announced != fallbacks {
             self.announced = fallbacks;
-            self.send(Event::Decision(Box::new(self.decision.clone()))).await?;
+            self.send(Event::Decision(Box::new(self.decision.clone())))
+                .await?;
         }
         Ok(())
     }
@@ -326,7 +401,10 @@ impl Run {
         let total = self.call.accepted.elapsed();
         self.measure(&outcome, total);
         let late = self.pipeline.log.try_record(self.record(&outcome, total)).err();
-        self.pipeline.metrics.log_queue.set(i64::try_from(self.pipeline.log.waiting()).unwrap_or(i64::MAX));
+        self.pipeline
+            .metrics
+            .log_queue
+            .set(i64::try_from(self.pipeline.log.waiting()).unwrap_or(i64::MAX));
         let last = match outcome {
             Ok(Some(end)) => Ok(Event::End(end)),
             Ok(None) => Ok(Event::Decision(Box::new(self.decision))),
@@ -340,76 +418,6 @@ impl Run {
             && let Err(error) = self.pipeline.log.record(*record).await
         {
             tracing::error!(decision = %self.call.id, %error, "the decision could not be logged");
-        }
-    }
-
-    fn measure(&mut self, outcome: &Result<Option<AnswerEnd>, GatewayError>, total: Duration) {
-        self.end_attempt();
-        let metrics = &self.pipeline.metrics;
-        metrics.overhead(total.saturating_sub(self.waiting.total));
-        if let Some(reason) = self.decision.reasons.first() {
-            let confidence = self.is_routed.then_some(self.decision.confidence);
-            metrics.decision(&self.decision.expert, *reason, confidence);
-        }
-        if let Ok(Some(end)) = outcome {
-            metrics.tokens(&self.decision.expert, TokenType::Prompt, end.usage.prompt);
-            metrics.tokens(&self.decision.expert, TokenType::Completion, end.usage.completion);
-        }
-        match (outcome, self.task) {
-            // A comparison is one request with two sides: its port counts it.
-            (Err(error), Task::Compare) => metrics.error(error.kind()),
-            (Ok(_), Task::Compare) => {}
-            (outcome, _) => self.pipeline.count(self.call.method, outcome.as_ref().err()),
-        }
-    }
-
-    fn record(&self, outcome: &Result<Option<AnswerEnd>, GatewayError>, total: Duration) -> DecisionRecord {
-        let decision = &self.decision;
-        let end = outcome.as_ref().ok().copied().flatten();
-        DecisionRecord {
-            id: decision.id,
-            received: self.call.received,
-            trace_id: decision.trace_id.clone(),
-            endpoint: match self.call.method {
-                Method::GenerateStream => Endpoint::GenerateStream,
-                Method::Route | Method::HttpRoute => Endpoint::Route,
-                Method::Compare => Endpoint::Compare,
-                _ => Endpoint::Generate,
-            },
-            query: self.query.ask.text.clone(),
-            labels: self.query.labels.clone(),
-            expert: (!decision.expert.is_empty()).then(|| decision.expert.clone()),
-            probabilities: decision.probabilities.clone(),
-            confidence: self.is_routed.then_some(decision.confidence),
-            abstained: decision.abstained,
-            reasons: decision.reasons.clone(),
-            fallbacks: decision
-                .fallbacks
-                .iter()
-                .map(|failed| FallbackRecord {
-                    expert: failed.expert.clone(),
-                    error_kind: expert_error_label(failed.kind),
-                })
-                .collect(),
-            router_version: decision.router_version.clone(),
-            config_version: self.pipeline.config_version.clone(),
-            router_latency: decision.router_latency,
-            time_to_first_token: self.first_text,
-            total,
-            usage: end.map(|end| end.usage).unwrap_or_default(),
-            mean_log_probability: end.and_then(|end| end.mean_log_probability),
-            outcome: match outcome {
-                Ok(Some(_)) => Outcome::Answered,
-                Ok(None) => Outcome::Routed,
-                Err(GatewayError::Cancelled) => Outcome::Cancelled,
-                Err(GatewayError::DeadlineExceeded { .. }) => Outcome::Deadline,
-                Err(
-                    GatewayError::NobodyAvailable | GatewayError::RouterOverloaded { .. } | GatewayError::Draining,
-                ) => Outcome::Refused,
-                Err(_) => Outcome::Failed,
-            },
-            error_kind: outcome.as_ref().err().map(GatewayError::expert_kind_label),
-            finish: end.map(|end| end.finish),
         }
     }
 }

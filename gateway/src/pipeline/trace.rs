@@ -7,7 +7,10 @@ pub(super) fn parse_traceparent(header: &str) -> Option<String> {
     let mut parts = header.trim().split('-');
     let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let is_hex = |text: &str, digits: usize| {
-        text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        text.len() == digits
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     };
     let is_known = is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
     let is_valid = is_known && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
@@ -28,8 +31,14 @@ mod tests {
     #[test]
     fn only_valid_headers_are_honoured() {
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        assert_eq!(parse_traceparent(&format!("00-{id}-00f067aa0ba902b7-01")).as_deref(), Some(id));
-        assert_eq!(parse_traceparent(&format!("01-{id}-00f067aa0ba902b7-01-later")).as_deref(), Some(id));
+        assert_eq!(
+            parse_traceparent(&format!("00-{id}-00f067aa0ba902b7-01")).as_deref(),
+            Some(id)
+        );
+        assert_eq!(
+            parse_traceparent(&format!("01-{id}-00f067aa0ba902b7-01-later")).as_deref(),
+            Some(id)
+        );
         for bad in [
             String::new(),
             format!("ff-{id}-00f067aa0ba902b7-01"),

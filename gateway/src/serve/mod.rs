@@ -80,10 +80,15 @@ impl Gateway {
                 tonic_health::server::HealthService::from_health_reporter(health.clone()),
             ))
             .add_service(
-                ReferralServiceServer::new(Service::new(stage.clone()))
-                    .max_decoding_message_size(settings.server.max_query_bytes.saturating_add(MESSAGE_ALLOWANCE)),
+                ReferralServiceServer::new(Service::new(stage.clone())).max_decoding_message_size(
+                    settings.server.max_query_bytes.saturating_add(MESSAGE_ALLOWANCE),
+                ),
             );
-        let (v1, v1alpha) = if settings.server.reflection { reflection()? } else { (None, None) };
+        let (v1, v1alpha) = if settings.server.reflection {
+            reflection()?
+        } else {
+            (None, None)
+        };
         let router = router.add_optional_service(v1).add_optional_service(v1alpha);
         let incoming = tonic::transport::server::TcpIncoming::from(grpc_listener).with_nodelay(Some(true));
         let closed = closing.clone().cancelled_owned();
@@ -94,7 +99,16 @@ impl Gateway {
             let serve = axum::serve(http_listener, pages).with_graceful_shutdown(closed);
             serve.await.map_err(ServeError::Http)
         });
-        Ok(Self { grpc, http, settings, stage, health, servers, watch: JoinSet::new(), closing })
+        Ok(Self {
+            grpc,
+            http,
+            settings,
+            stage,
+            health,
+            servers,
+            watch: JoinSet::new(),
+            closing,
+        })
     }
 
     /// Fetches and loads models, then serves.
@@ -112,7 +126,9 @@ impl Gateway {
 
     /// Serves with these parts.
     pub(crate) async fn serve(&mut self, parts: Parts) -> Result<(), ServeError> {
-        let pipeline = Pipeline::start(&self.settings, parts).await.map_err(ServeError::Thread)?;
+        let pipeline = Pipeline::start(&self.settings, parts)
+            .await
+            .map_err(ServeError::Thread)?;
         let watched = Arc::clone(&pipeline);
         self.watch.spawn(async move {
             let mut ticks = tokio::time::interval(HEALTH_INTERVAL);
@@ -161,11 +177,20 @@ impl Gateway {
 }
 
 async fn bind(address: SocketAddr, setting: &'static str) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Port { address, setting, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Port {
+            address,
+            setting,
+            source,
+        })
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", <ReferralServiceServer<Service> as tonic::server::NamedService>::NAME] {
+    for service in [
+        "",
+        <ReferralServiceServer<Service> as tonic::server::NamedService>::NAME,
+    ] {
         health.set_service_status(service, status).await;
     }
 }
@@ -173,11 +198,16 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 type Reflection<T> = Option<T>;
 
 /// Both versions of the reflection service: older tools know v1alpha only.
-#[expect(clippy::type_complexity, reason = "tonic-reflection's services have no nameable type")]
+#[expect(
+    clippy::type_complexity,
+    reason = "tonic-reflection's services have no nameable type"
+)]
 fn reflection() -> Result<
     (
         Reflection<
-            tonic_reflection::server::v1::ServerReflectionServer<impl tonic_reflection::server::v1::ServerReflection>,
+            tonic_reflection::server::v1::ServerReflectionServer<
+                impl tonic_reflection::server::v1::ServerReflection,
+            >,
         >,
         Reflection<
             tonic_reflection::server::v1alpha::ServerReflectionServer<

@@ -27,27 +27,48 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
         None => Router::shipped(router_model),
     }
     .map_err(|error| ServeError::Router(Box::new(error)))?;
-    let mut workshop = Workshop { settings, models, engines: BTreeMap::new(), adapters: HashMap::new(), metrics: &metrics };
+    let mut workshop = Workshop {
+        settings,
+        models,
+        engines: BTreeMap::new(),
+        adapters: HashMap::new(),
+        metrics: &metrics,
+    };
     let mut experts = Vec::with_capacity(settings.experts.len());
     for expert in &settings.experts {
         experts.push(workshop.expert(expert)?);
     }
-    Ok(Parts { experts, decider: Arc::new(router), log, metrics })
+    Ok(Parts {
+        experts,
+        decider: Arc::new(router),
+        log,
+        metrics,
+    })
 }
 
 /// The models that the router or an expert uses, each loaded once.
 fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeError> {
     let mut wanted = vec![settings.router.model.as_str()];
-    wanted.extend(settings.experts.iter().filter_map(|expert| match &expert.provider {
-        Provider::Local(local) => Some(local.model.as_str()),
-        Provider::OpenAi(_) => None,
-    }));
+    wanted.extend(
+        settings
+            .experts
+            .iter()
+            .filter_map(|expert| match &expert.provider {
+                Provider::Local(local) => Some(local.model.as_str()),
+                Provider::OpenAi(_) => None,
+            }),
+    );
     wanted.sort_unstable();
     wanted.dedup();
     let mut models = BTreeMap::new();
     for name in wanted {
-        let Some(model) = settings.models.get(name) else { continue };
-        let failed = |source| ServeError::Model { name: name.to_owned(), source: Box::new(source) };
+        let Some(model) = settings.models.get(name) else {
+            continue;
+        };
+        let failed = |source| ServeError::Model {
+            name: name.to_owned(),
+            source: Box::new(source),
+        };
         let path = fetch::fetch(&model.spec).map_err(failed)?;
         let started = Instant::now();
         let loaded = LanguageModel::load(&path, &model.load).map_err(failed)?;
@@ -58,7 +79,10 @@ fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeE
     Ok(models)
 }
 
-fn known<'a>(models: &'a BTreeMap<String, LanguageModel>, name: &str) -> Result<&'a LanguageModel, ServeError> {
+fn known<'a>(
+    models: &'a BTreeMap<String, LanguageModel>,
+    name: &str,
+) -> Result<&'a LanguageModel, ServeError> {
     // Validation has checked the name; this is for settings made by other means.
     models.get(name).ok_or_else(|| ServeError::Model {
         name: name.to_owned(),
@@ -87,7 +111,11 @@ impl Workshop<'_> {
         }
     }
 
-    fn local(&mut self, settings: &ExpertSettings, local: &LocalSettings) -> Result<Arc<dyn Expert>, ServeError> {
+    fn local(
+        &mut self,
+        settings: &ExpertSettings,
+        local: &LocalSettings,
+    ) -> Result<Arc<dyn Expert>, ServeError> {
         let engine = self.engine(&local.model)?;
         let adapter = match &local.adapter {
             Some(source) => self.adapter(settings, &local.model, source)?,
@@ -101,9 +129,16 @@ impl Workshop<'_> {
             top_p: local.top_p,
             ..LocalDefaults::default()
         };
-        LocalExpert::new(settings.id.clone(), settings.kind, settings.card.clone(), engine, adapter, defaults)
-            .map(|expert| Arc::new(expert) as Arc<dyn Expert>)
-            .map_err(|error| failed(settings, error))
+        LocalExpert::new(
+            settings.id.clone(),
+            settings.kind,
+            settings.card.clone(),
+            engine,
+            adapter,
+            defaults,
+        )
+        .map(|expert| Arc::new(expert) as Arc<dyn Expert>)
+        .map_err(|error| failed(settings, error))
     }
 
     fn engine(&mut self, model: &str) -> Result<Engine, ServeError> {
@@ -111,9 +146,18 @@ impl Workshop<'_> {
             return Ok(engine.clone());
         }
         let loaded = known(&self.models, model)?.clone();
-        let options = self.settings.models.get(model).map(|model| model.engine.clone()).unwrap_or_default();
-        let engine = Engine::start(model, loaded, options, self.metrics.registry())
-            .map_err(|source| ServeError::Model { name: model.to_owned(), source: Box::new(source) })?;
+        let options = self
+            .settings
+            .models
+            .get(model)
+            .map(|model| model.engine.clone())
+            .unwrap_or_default();
+        let engine = Engine::start(model, loaded, options, self.metrics.registry()).map_err(|source| {
+            ServeError::Model {
+                name: model.to_owned(),
+                source: Box::new(source),
+            }
+        })?;
         self.engines.insert(model.to_owned(), engine.clone());
         Ok(engine)
     }
@@ -130,7 +174,9 @@ impl Workshop<'_> {
         }
         let base = known(&self.models, model)?;
         let loaded = match source {
-            AdapterSource::File(path) => Adapter::load(path, base).map_err(|error| failed(settings, error))?,
+            AdapterSource::File(path) => {
+                Adapter::load(path, base).map_err(|error| failed(settings, error))?
+            }
             AdapterSource::Shipped(name) => match shipped_adapter(name) {
                 Some(bytes) => {
                     let file = tempfile::NamedTempFile::new().map_err(|error| failed(settings, error))?;
@@ -153,13 +199,20 @@ impl Workshop<'_> {
 const SHIPPED_ADAPTERS: &[(&str, &[u8])] = &[];
 
 fn shipped_adapter(name: &str) -> Option<&'static [u8]> {
-    SHIPPED_ADAPTERS.iter().find(|(known, _)| *known == name).map(|(_, bytes)| *bytes)
+    SHIPPED_ADAPTERS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, bytes)| *bytes)
 }
 
 fn open_ai(settings: &ExpertSettings, remote: &OpenAiSettings) -> Result<Arc<dyn Expert>, ServeError> {
     let reach = openai::OpenAiSettings {
         api_key: remote.api_key.as_ref().map(|key| key.reveal().to_owned()),
-        headers: remote.headers.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect(),
+        headers: remote
+            .headers
+            .iter()
+            .map(|(name, value)| (name.clone(), value.reveal().to_owned()))
+            .collect(),
         connect_timeout: remote.timeout,
         idle_timeout: remote.timeout,
         stream: remote.stream,
@@ -175,5 +228,8 @@ fn open_ai(settings: &ExpertSettings, remote: &OpenAiSettings) -> Result<Arc<dyn
 }
 
 fn failed(settings: &ExpertSettings, error: impl std::error::Error + Send + Sync + 'static) -> ServeError {
-    ServeError::Expert { id: settings.id.to_string(), source: Box::new(error) }
+    ServeError::Expert {
+        id: settings.id.to_string(),
+        source: Box::new(error),
+    }
 }

@@ -16,7 +16,11 @@ pub struct Stage {
 impl Stage {
     /// Loading.
     pub fn new(metrics: Metrics) -> Self {
-        Self { pipeline: Arc::default(), is_draining: Arc::default(), metrics }
+        Self {
+            pipeline: Arc::default(),
+            is_draining: Arc::default(),
+            metrics,
+        }
     }
 
     /// Serving; a second call changes nothing.
@@ -37,7 +41,13 @@ impl Stage {
     /// # Errors
     /// [`GatewayError::Loading`] until there is one, [`GatewayError::Draining`] if there will be none.
     pub fn pipeline(&self) -> Result<&Arc<Pipeline>, GatewayError> {
-        let missing = || if self.is_draining() { GatewayError::Draining } else { GatewayError::Loading };
+        let missing = || {
+            if self.is_draining() {
+                GatewayError::Draining
+            } else {
+                GatewayError::Loading
+            }
+        };
         self.pipeline.get().ok_or_else(missing)
     }
 

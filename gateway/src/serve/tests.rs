@@ -7,9 +7,15 @@ async fn a_taken_port_names_address_setting_and_flag() {
     let (mut settings, _directory) = settings();
     settings.server.grpc_address.set_port(0);
     settings.server.http_address = holder.local_addr().unwrap();
-    let Err(error) = Gateway::open(settings).await else { panic!("it opened a port that is taken") };
+    let Err(error) = Gateway::open(settings).await else {
+        panic!("it opened a port that is taken")
+    };
     let said = error.to_string();
-    for word in [&holder.local_addr().unwrap().to_string(), "server.http_address", "--http-address"] {
+    for word in [
+        &holder.local_addr().unwrap().to_string(),
+        "server.http_address",
+        "--http-address",
+    ] {
         assert!(said.contains(word), "{said}");
     }
 }

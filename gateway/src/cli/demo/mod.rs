@@ -45,13 +45,21 @@ pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
     block_on(demonstrate(arguments, config, queries))
 }
 
-async fn demonstrate(arguments: &Arguments, config: &ConfigOptions, queries: Vec<DemoQuery>) -> Result<(), Failure> {
+async fn demonstrate(
+    arguments: &Arguments,
+    config: &ConfigOptions,
+    queries: Vec<DemoQuery>,
+) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let loaded = in_process::quiet_settings(config)?;
     let mut settings = loaded.settings;
     // A demonstration leaves nothing behind, unless a log was asked for.
     let scratch = tempfile::tempdir()?;
-    if loaded.shown.pointer("/log/path").is_none_or(serde_json::Value::is_null) {
+    if loaded
+        .shown
+        .pointer("/log/path")
+        .is_none_or(serde_json::Value::is_null)
+    {
         settings.log.path = scratch.path().join("decisions.sqlite");
     }
     let gateway = tokio::select! {
@@ -85,7 +93,9 @@ async fn demonstrate(arguments: &Arguments, config: &ConfigOptions, queries: Vec
     gateway.drain().await;
     match unanswered {
         0 => Ok(()),
-        count => Err(Failure::new(format!("{count} queries were not answered: the table says why"))),
+        count => Err(Failure::new(format!(
+            "{count} queries were not answered: the table says why"
+        ))),
     }
 }
 
@@ -99,9 +109,15 @@ async fn ask(mut client: Client, query: DemoQuery, max_tokens: u32) -> Row {
 }
 
 async fn receive(client: &mut Client, row: &mut Row, max_tokens: u32) -> Result<(), tonic::Status> {
-    let options = v1::GenerationOptions { max_tokens: Some(max_tokens), ..Default::default() };
-    let request =
-        v1::GenerateRequest { query: row.query.query.clone(), options: Some(options), ..Default::default() };
+    let options = v1::GenerationOptions {
+        max_tokens: Some(max_tokens),
+        ..Default::default()
+    };
+    let request = v1::GenerateRequest {
+        query: row.query.query.clone(),
+        options: Some(options),
+        ..Default::default()
+    };
     let started = Instant::now();
     let mut events = client.generate_stream(request).await?.into_inner();
     while let Some(message) = events.message().await? {

@@ -38,9 +38,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<DemoQuery>, Failure> {
 const HINT: &str = "write a line for each query: {\"id\": \"1\", \"query\": \"…\"}";
 
 fn parse(text: &str) -> Result<Vec<DemoQuery>, String> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty());
     lines
-        .map(|(number, line)| serde_json::from_str(line).map_err(|error| format!("line {}: {error}", number + 1)))
+        .map(|(number, line)| {
+            serde_json::from_str(line).map_err(|error| format!("line {}: {error}", number + 1))
+        })
         .collect()
 }
 
@@ -55,11 +60,19 @@ mod tests {
         assert!(queries.len() >= 24);
         let ids: HashSet<&str> = queries.iter().map(|query| query.id.as_str()).collect();
         assert_eq!(ids.len(), queries.len(), "ids are not unique");
-        let expected: HashSet<&str> =
-            queries.iter().flat_map(|query| query.expected.iter().map(String::as_str)).collect();
-        let settings = crate::config::load(None, &crate::config::Variables::default()).unwrap().settings;
+        let expected: HashSet<&str> = queries
+            .iter()
+            .flat_map(|query| query.expected.iter().map(String::as_str))
+            .collect();
+        let settings = crate::config::load(None, &crate::config::Variables::default())
+            .unwrap()
+            .settings;
         for expert in &settings.experts {
-            assert!(expected.contains(expert.id.as_str()), "no query for {}", expert.id);
+            assert!(
+                expected.contains(expert.id.as_str()),
+                "no query for {}",
+                expert.id
+            );
         }
     }
 

@@ -62,7 +62,10 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(is_json: bool) -> Self {
-        Self { is_json, rows: Vec::new() }
+        Self {
+            is_json,
+            rows: Vec::new(),
+        }
     }
 
     /// Prints the headings.
@@ -80,19 +83,36 @@ impl Report {
         if self.is_json {
             writeln!(out, "{}", row_json(&row))?;
         } else {
-            let confidence = row.decision.as_ref().map_or(String::new(), |d| format!("{:.2}", d.confidence));
+            let confidence = row
+                .decision
+                .as_ref()
+                .map_or(String::new(), |d| format!("{:.2}", d.confidence));
             let expert = if row.has_abstained() {
                 format!("not sure → {}", row.expert())
             } else {
                 row.expert().to_owned()
             };
-            let answer = row.error.clone().unwrap_or_else(|| row.text.split_whitespace().collect::<Vec<_>>().join(" "));
+            let answer = row
+                .error
+                .clone()
+                .unwrap_or_else(|| row.text.split_whitespace().collect::<Vec<_>>().join(" "));
             let query = cut(&row.query.query, QUERY_WIDTH);
             let (decided, first) = (milliseconds(row.to_decision), milliseconds(row.to_first_token));
-            let line = columns(&query, &expert, &confidence, &decided, &first, &cut(&answer, TEXT_WIDTH));
+            let line = columns(
+                &query,
+                &expert,
+                &confidence,
+                &decided,
+                &first,
+                &cut(&answer, TEXT_WIDTH),
+            );
             match row.is_as_expected() {
                 _ if row.error.is_some() => writeln!(out, "{NOTICE}{line}{NOTICE:#}")?,
-                Some(false) => writeln!(out, "{line} {NOTICE}(expected {}){NOTICE:#}", row.query.expected.join(" or "))?,
+                Some(false) => writeln!(
+                    out,
+                    "{line} {NOTICE}(expected {}){NOTICE:#}",
+                    row.query.expected.join(" or ")
+                )?,
                 _ => writeln!(out, "{line}")?,
             }
         }
@@ -104,7 +124,9 @@ impl Report {
     pub(super) fn summary(&self, took: Duration, grpc: &str, http: &str) -> Result<usize, Failure> {
         let rows = &self.rows;
         let judged = rows.iter().filter_map(Row::is_as_expected);
-        let (right, judged) = judged.fold((0, 0), |(right, all), is_right| (right + usize::from(is_right), all + 1));
+        let (right, judged) = judged.fold((0, 0), |(right, all), is_right| {
+            (right + usize::from(is_right), all + 1)
+        });
         let abstained = rows.iter().filter(|row| row.has_abstained()).count();
         let unanswered = rows.iter().filter(|row| row.error.is_some()).count();
         let mut decided: Vec<Duration> = rows.iter().filter_map(|row| row.to_decision).collect();
@@ -131,16 +153,40 @@ impl Report {
         }
         let style = if unanswered == 0 { GOOD } else { NOTICE };
         writeln!(out)?;
-        writeln!(out, "{style}{} queries, {unanswered} unanswered{style:#}, in {:.1} s", rows.len(), took.as_secs_f64())?;
-        writeln!(out, "referred as a reader would: {right} of {judged}; not sure, left to the generalist: {abstained}")?;
-        writeln!(out, "time to decision     p50 {}, p95 {}", milliseconds(d50), milliseconds(d95))?;
-        writeln!(out, "time to first token  p50 {}, p95 {}", milliseconds(f50), milliseconds(f95))?;
+        writeln!(
+            out,
+            "{style}{} queries, {unanswered} unanswered{style:#}, in {:.1} s",
+            rows.len(),
+            took.as_secs_f64()
+        )?;
+        writeln!(
+            out,
+            "referred as a reader would: {right} of {judged}; not sure, left to the generalist: {abstained}"
+        )?;
+        writeln!(
+            out,
+            "time to decision     p50 {}, p95 {}",
+            milliseconds(d50),
+            milliseconds(d95)
+        )?;
+        writeln!(
+            out,
+            "time to first token  p50 {}, p95 {}",
+            milliseconds(f50),
+            milliseconds(f95)
+        )?;
         writeln!(out, "answers              {tokens} tokens, {rate:.0} tokens/s")?;
         writeln!(out)?;
         writeln!(out, "metrics   http://{http}/metrics")?;
         writeln!(out, "gRPC      {grpc} (referral.v1, reflection, health)")?;
-        writeln!(out, "ask       referral ask --address {grpc} \"Can I take ibuprofen with warfarin?\"")?;
-        writeln!(out, "{FAINT}Referral is not a medical device; the demonstration model is small and often wrong.{FAINT:#}")?;
+        writeln!(
+            out,
+            "ask       referral ask --address {grpc} \"Can I take ibuprofen with warfarin?\""
+        )?;
+        writeln!(
+            out,
+            "{FAINT}Referral is not a medical device; the demonstration model is small and often wrong.{FAINT:#}"
+        )?;
         Ok(unanswered)
     }
 }
