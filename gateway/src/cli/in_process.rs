@@ -68,7 +68,10 @@ pub(super) fn say(text: &str) {
     let _ = writeln!(anstream::stderr(), "{text}");
 }
 
-/// A status as a failure: its code and message.
+/// A status as a failure. The gateway's messages say what to do; an empty one leaves its code's.
 pub(super) fn refusal(status: &tonic::Status) -> Failure {
-    Failure::new(format!("{}: {}", status.code(), status.message()))
+    match status.message() {
+        "" => Failure::new(status.code().to_string()),
+        message => Failure::new(message),
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 /// A health check that takes longer counts as failed.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
+const NOT_CHECKED: &str = "not checked yet";
 
 struct Seat {
     expert: Arc<dyn Expert>,
@@ -23,7 +24,7 @@ impl Roster {
     pub(super) fn new(experts: Vec<Arc<dyn Expert>>) -> Self {
         let seat = |expert| Seat {
             expert,
-            health: RwLock::new(Health::Unavailable("not checked yet".to_owned())),
+            health: RwLock::new(Health::Unavailable(NOT_CHECKED.to_owned())),
         };
         Self {
             seats: experts.into_iter().map(seat).collect(),
@@ -37,7 +38,10 @@ impl Roster {
                 Health::Unavailable(format!("no word within {}", humantime::format_duration(CHECK_LIMIT)))
             });
             let mut last = seat.health.write().unwrap_or_else(PoisonError::into_inner);
-            if *last != health {
+            let comes_up = health == Health::Ready && *last == Health::Unavailable(NOT_CHECKED.to_owned());
+            if comes_up {
+                *last = health;
+            } else if *last != health {
                 tracing::info!(expert = %seat.expert.id(), from = ?*last, to = ?health, "expert health changed");
                 *last = health;
             }
