@@ -344,7 +344,7 @@ impl Pipeline {
         let (sender, events) = mpsc::channel(UNREAD + 1);
         let id = call.id;
         let run = Run::new(Arc::clone(self), call, place, query, task, sender);
-        self.tasks.spawn(run.to_the_end());
+        self.tasks.spawn(run.run_until_verdict());
         Answering::new(id, events)
     }
 }

@@ -122,7 +122,7 @@ impl Run {
     }
 
     /// Runs until there is a verdict: an end, a failure, the deadline, a client that left, a drain that is over.
-    pub(super) async fn to_the_end(mut self) {
+    pub(super) async fn run_until_verdict(mut self) {
         let (deadline, gone, cut_off) = (
             self.call.deadline,
             self.events.clone(),

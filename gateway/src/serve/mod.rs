@@ -198,10 +198,6 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 type Reflection<T> = Option<T>;
 
 /// Both versions of the reflection service: older tools know v1alpha only.
-#[expect(
-    clippy::type_complexity,
-    reason = "tonic-reflection's services have no nameable type"
-)]
 fn reflection() -> Result<
     (
         Reflection<
