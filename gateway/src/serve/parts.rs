@@ -99,8 +99,7 @@ struct Workshop<'a> {
     settings: &'a Settings,
     models: BTreeMap<String, LanguageModel>,
     engines: BTreeMap<String, Engine>,
-    /// `None`: not in this build, and said so.
-    adapters: HashMap<(String, AdapterSource), Option<Arc<Adapter>>>,
+    adapters: HashMap<(String, AdapterSource), Arc<Adapter>>,
     metrics: &'a Metrics,
 }
 
@@ -171,31 +170,28 @@ impl Workshop<'_> {
     ) -> Result<Option<Arc<Adapter>>, ServeError> {
         let key = (model.to_owned(), source.clone());
         if let Some(adapter) = self.adapters.get(&key) {
-            return Ok(adapter.clone());
+            return Ok(Some(Arc::clone(adapter)));
         }
         let base = known(&self.models, model)?;
         let loaded = match source {
             AdapterSource::File(path) => {
-                Some(Adapter::load(path, base).map_err(|error| failed(settings, error))?)
+                Adapter::load(path, base).map_err(|error| failed(settings, error))?
             }
             AdapterSource::Shipped(name) => match shipped_adapter(name) {
                 Some(bytes) => {
                     let file = tempfile::NamedTempFile::new().map_err(|error| failed(settings, error))?;
                     std::fs::write(file.path(), bytes).map_err(|error| failed(settings, error))?;
-                    Some(Adapter::load(file.path(), base).map_err(|error| failed(settings, error))?)
+                    Adapter::load(file.path(), base).map_err(|error| failed(settings, error))?
                 }
                 None => {
-                    tracing::warn!(
-                        adapter = name,
-                        "not in this build: the base model answers for its experts"
-                    );
-                    None
+                    tracing::warn!(expert = %settings.id, adapter = name, "not in this build: the base model answers");
+                    return Ok(None);
                 }
             },
         };
-        let adapter = loaded.map(Arc::new);
-        self.adapters.insert(key, adapter.clone());
-        Ok(adapter)
+        let adapter = Arc::new(loaded);
+        self.adapters.insert(key, Arc::clone(&adapter));
+        Ok(Some(adapter))
     }
 }
 
