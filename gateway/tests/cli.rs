@@ -55,6 +55,7 @@ fn help_names_every_command_with_examples() {
         "demo",
         "ask",
         "route",
+        "train",
         "eval",
         "models",
         "experts",
@@ -71,6 +72,8 @@ fn help_names_every_command_with_examples() {
         &["config", "check"],
         &["decisions"],
         &["decisions", "export"],
+        &["train", "router"],
+        &["train", "adapter"],
         &["eval", "routing"],
         &["route"],
         &["models", "fetch"],
@@ -240,6 +243,31 @@ fn models_are_listed_and_unknown_ones_named() {
         said.contains("no model called \"gpt-9\"\nit has: smollm2-135m-instruct"),
         "{said}"
     );
+}
+
+#[test]
+fn missing_data_is_named_before_a_model_is_loaded() {
+    for command in [
+        &["route", "--input", "none.jsonl"][..],
+        &["eval", "routing", "--data", "none.jsonl"],
+        &[
+            "train",
+            "router",
+            "--data",
+            "none.jsonl",
+            "--dev",
+            "none.jsonl",
+            "--out",
+            "router",
+        ],
+    ] {
+        let (code, _, said) = in_empty_directory(command);
+        assert_eq!(code, FAILED, "{command:?}");
+        assert!(
+            said.starts_with("error: cannot read or write none.jsonl: "),
+            "{said}"
+        );
+    }
 }
 
 mod decisions {

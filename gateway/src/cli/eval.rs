@@ -5,6 +5,7 @@ use super::options::{ConfigOptions, RouterOptions};
 use super::output::{print_json, stdout};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use referral_router::dataset::{Reader, Row};
 use referral_router::evaluate::evaluate_file;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ enum Format {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
     let Command::Routing { data, router, format } = &arguments.command;
+    // Opened once before the model is loaded: a typo is told at once.
+    Reader::<Row>::open(data)?;
     let router = router.load(&config.load()?.settings)?;
     let bar = counter("queries routed")?;
     let evaluation = evaluate_file(&router, data, |done| bar.set_position(done as u64))?;

@@ -17,6 +17,7 @@ mod output;
 mod route;
 mod serve;
 mod telemetry;
+mod train;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -52,6 +53,8 @@ enum Command {
     Ask(ask::Arguments),
     /// Decide who should answer each query of a file, without a server
     Route(route::Arguments),
+    /// Train a router or an adapter
+    Train(train::Arguments),
     /// Measure a router on labelled queries
     Eval(eval::Arguments),
     /// Fetch and list model weights
@@ -72,6 +75,7 @@ pub fn run() -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments, &config),
         Command::Ask(arguments) => ask::run(arguments, &config),
         Command::Route(arguments) => route::run(arguments, &config),
+        Command::Train(arguments) => train::run(arguments, &config),
         Command::Eval(arguments) => eval::run(arguments, &config),
         Command::Models(arguments) => models::run(arguments, &config),
         Command::Experts(arguments) => experts::run(arguments, &config),
