@@ -7,8 +7,7 @@ use super::output::stdout;
 use clap::Args;
 use referral_router::dataset::{Query, Reader};
 use referral_router::{Router, Routing};
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
@@ -41,7 +40,8 @@ struct Line<'a> {
     expert: &'a str,
     confidence: f32,
     abstained: bool,
-    probabilities: Map<String, Value>,
+    #[serde(serialize_with = "as_map")]
+    probabilities: &'a [(String, f32)],
     latency_us: u64,
 }
 
@@ -76,17 +76,18 @@ fn route(router: &Router, queries: Reader<Query>, out: &mut dyn Write) -> Result
 }
 
 fn line<'a>(id: &'a str, routing: &'a Routing) -> Line<'a> {
-    let probabilities = routing.probabilities.iter();
     Line {
         id,
         expert: routing.expert(),
         confidence: routing.confidence,
         abstained: routing.abstained,
-        probabilities: probabilities
-            .map(|(name, p)| (name.clone(), Value::from(*p)))
-            .collect(),
+        probabilities: &routing.probabilities,
         latency_us: u64::try_from(routing.latency.as_micros()).unwrap_or(u64::MAX),
     }
+}
+
+fn as_map<S: Serializer>(pairs: &&[(String, f32)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, probability)| (name, probability)))
 }
 
 #[cfg(test)]
@@ -97,14 +98,14 @@ mod tests {
     #[test]
     fn a_line_holds_what_is_promised() {
         let routing = Routing {
-            probabilities: vec![("b".to_owned(), 0.75), ("a".to_owned(), 0.25)],
-            confidence: 0.75,
+            probabilities: vec![("b".to_owned(), 0.9), ("a".to_owned(), 0.1)],
+            confidence: 0.9,
             abstained: false,
             latency: Duration::from_micros(1_500),
         };
         let expected = concat!(
-            r#"{"id":"7","expert":"b","confidence":0.75,"abstained":false,"#,
-            r#""probabilities":{"b":0.75,"a":0.25},"latency_us":1500}"#
+            r#"{"id":"7","expert":"b","confidence":0.9,"abstained":false,"#,
+            r#""probabilities":{"b":0.9,"a":0.1},"latency_us":1500}"#
         );
         assert_eq!(serde_json::to_string(&line("7", &routing)).unwrap(), expected);
     }
