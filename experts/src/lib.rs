@@ -7,6 +7,7 @@ pub mod answer;
 pub mod expert;
 pub mod local;
 pub mod openai;
+pub mod shipped;
 
 pub use answer::collect;
 pub use expert::{

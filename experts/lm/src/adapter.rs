@@ -109,7 +109,7 @@ impl Adapter {
             path: path.to_owned(),
             source,
         })?;
-        Self::read(&bytes, model).map_err(|e| match e {
+        Self::from_bytes(&bytes, model).map_err(|e| match e {
             // What is wrong with a file's contents is the file's fault.
             LmError::Invalid { field, value, fix } => {
                 bad(path, format!("{field} {value} does not fit: {fix}"))
@@ -119,7 +119,11 @@ impl Adapter {
         })
     }
 
-    fn read(bytes: &[u8], model: &LanguageModel) -> Result<Self> {
+    /// The same from an adapter file's bytes, for adapters that are built into a binary.
+    ///
+    /// # Errors
+    /// [`LmError::Invalid`] naming the metadata entry or tensor that is wrong.
+    pub fn from_bytes(bytes: &[u8], model: &LanguageModel) -> Result<Self> {
         let unreadable = |e: safetensors::SafeTensorError| LmError::Invalid {
             field: "file",
             value: format!("of {} bytes", bytes.len()),

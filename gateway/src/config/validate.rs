@@ -13,7 +13,7 @@ use super::settings::{
     AdapterSource, ExpertSettings, LocalSettings, LogSettings, ModelSettings, OpenAiSettings, Provider,
     RouterSettings, ServerSettings, Settings, TelemetrySettings,
 };
-use referral_experts::{Card, ExpertId, ExpertKind, Modality, Residency};
+use referral_experts::{Card, ExpertId, ExpertKind, Modality, Residency, shipped};
 use referral_lm::engine::EngineOptions;
 use referral_lm::fetch::{ModelSpec, Source};
 use referral_lm::load::{DeviceSpec, LoadOptions, Quantization};
@@ -26,9 +26,6 @@ use std::time::Duration;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// Adapters that ship in the binary.
-const SHIPPED_ADAPTERS: [&str; 1] = ["medical"];
 
 /// `shown` is `raw` as a tree with secrets redacted: the settings' version is its digest.
 pub(super) fn validate(
@@ -367,15 +364,16 @@ fn local(
         problems.add(&path("max_tokens"), message);
     }
     let adapter = raw.adapter.map(|adapter| match adapter.strip_prefix("shipped:") {
-        Some(shipped) => {
-            if !SHIPPED_ADAPTERS.contains(&shipped) {
-                let hint = suggestion(shipped, &SHIPPED_ADAPTERS);
+        Some(name) => {
+            let known: Vec<&str> = shipped::adapter_names().collect();
+            if !known.contains(&name) {
+                let hint = suggestion(name, &known);
                 problems.add(
                     &path("adapter"),
-                    format!("no adapter called {shipped:?} is shipped: {hint}"),
+                    format!("no adapter called {name:?} is shipped: {hint}"),
                 );
             }
-            AdapterSource::Shipped(shipped.to_owned())
+            AdapterSource::Shipped(name.to_owned())
         }
         None => AdapterSource::File(PathBuf::from(adapter)),
     });

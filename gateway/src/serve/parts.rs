@@ -5,7 +5,7 @@ use crate::config::{AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
 use crate::pipeline::Parts;
-use referral_experts::Expert;
+use referral_experts::{Expert, shipped};
 use referral_experts::local::{LocalDefaults, LocalExpert};
 use referral_experts::openai::{self, OpenAiExpert};
 use referral_lm::adapter::Adapter;
@@ -118,7 +118,7 @@ impl Workshop<'_> {
     ) -> Result<Arc<dyn Expert>, ServeError> {
         let engine = self.engine(&local.model)?;
         let adapter = match &local.adapter {
-            Some(source) => self.adapter(settings, &local.model, source)?,
+            Some(source) => Some(self.adapter(settings, &local.model, source)?),
             None => None,
         };
         let adapter = adapter.map(|adapter| (adapter, local.adapter_scale));
@@ -167,42 +167,29 @@ impl Workshop<'_> {
         settings: &ExpertSettings,
         model: &str,
         source: &AdapterSource,
-    ) -> Result<Option<Arc<Adapter>>, ServeError> {
+    ) -> Result<Arc<Adapter>, ServeError> {
         let key = (model.to_owned(), source.clone());
         if let Some(adapter) = self.adapters.get(&key) {
-            return Ok(Some(Arc::clone(adapter)));
+            return Ok(Arc::clone(adapter));
         }
         let base = known(&self.models, model)?;
         let loaded = match source {
             AdapterSource::File(path) => {
                 Adapter::load(path, base).map_err(|error| failed(settings, error))?
             }
-            AdapterSource::Shipped(name) => match shipped_adapter(name) {
-                Some(bytes) => {
-                    let file = tempfile::NamedTempFile::new().map_err(|error| failed(settings, error))?;
-                    std::fs::write(file.path(), bytes).map_err(|error| failed(settings, error))?;
-                    Adapter::load(file.path(), base).map_err(|error| failed(settings, error))?
-                }
-                None => {
-                    tracing::warn!(expert = %settings.id, adapter = name, "not in this build: the base model answers");
-                    return Ok(None);
-                }
-            },
+            AdapterSource::Shipped(name) => {
+                let bytes = shipped::adapter(name).ok_or_else(|| {
+                    let known: Vec<&str> = shipped::adapter_names().collect();
+                    let fix = format!("name one of: {}", known.join(", "));
+                    failed(settings, LmError::Invalid { field: "adapter", value: name.clone(), fix })
+                })?;
+                Adapter::from_bytes(bytes, base).map_err(|error| failed(settings, error))?
+            }
         };
         let adapter = Arc::new(loaded);
         self.adapters.insert(key, Arc::clone(&adapter));
-        Ok(Some(adapter))
+        Ok(adapter)
     }
-}
-
-/// Adapters that are built into the binary, by name.
-const SHIPPED_ADAPTERS: &[(&str, &[u8])] = &[];
-
-fn shipped_adapter(name: &str) -> Option<&'static [u8]> {
-    SHIPPED_ADAPTERS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, bytes)| *bytes)
 }
 
 fn open_ai(settings: &ExpertSettings, remote: &OpenAiSettings) -> Result<Arc<dyn Expert>, ServeError> {
