@@ -51,6 +51,9 @@ pub fn command(directory: &Path) -> anyhow::Result<Command> {
         }
     }
     command.env("NO_COLOR", "1").env("REFERRAL__LOG__PATH", directory.join("decisions.sqlite")).current_dir(directory);
+    // Several gateways run side by side in the tests, and candle's pool spins while it waits: with one
+    // compute thread each, they don't keep each other off the cores.
+    command.env("CANDLE_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
     Ok(command)
 }
 

@@ -66,7 +66,7 @@ struct RouterArguments {
     #[arg(long, value_name = "N")]
     max_per_expert: Option<usize>,
     /// Share of accepted dev rows that may be wrong; sets the threshold of abstention
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.15)]
     max_error: f64,
     /// File that keeps the model's features from run to run
     #[arg(long, value_name = "FILE")]
