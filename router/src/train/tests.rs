@@ -1,6 +1,8 @@
 use super::*;
+use crate::functional::decide;
 use crate::{Router, tiny};
 use std::path::Path;
+use std::time::Duration;
 
 /// Queries whose words betray their expert; `<expert_end>` rows have none of them.
 fn write_rows(path: &Path, from: usize, to: usize) {
@@ -196,4 +198,82 @@ fn the_default_candidates_suit_any_depth() {
         .map(|feature| feature.layer)
         .collect();
     assert_eq!(layers, [1, 4, 8, 8]);
+}
+
+/// Routes queries from the trainer's features, computed and then cached, and holds them against [`Router::route`]. The
+/// trainer keeps them as f16, whose rounding may move a probability by `tolerance`.
+fn assert_features_route_as_the_router_does(
+    directory: &Path,
+    model: &LanguageModel,
+    queries: &[&str],
+    tolerance: f32,
+) {
+    let read = |name: &str| std::fs::read(directory.join(name)).unwrap();
+    let identity = ModelIdentity::of(model);
+    let (settings, tokens) = (read("router.json"), read("tokens.safetensors"));
+    let file = RouterFile::parse(directory, &settings, &tokens, &identity).unwrap();
+    let read_out = ReadOut::new(model.clone(), file.settings.read_out.clone()).unwrap();
+    let routed = Router::load(directory, model.clone())
+        .unwrap()
+        .route(queries)
+        .unwrap();
+
+    let scratch = tempfile::tempdir().unwrap();
+    let cache = scratch.path().join("features");
+    let extract = || {
+        let hidden = ProgressBar::hidden();
+        features::extract(model, &read_out, queries, Some(&cache), &hidden).unwrap()
+    };
+    let computed = extract();
+    assert_eq!(computed, extract(), "the cache keeps what was computed");
+    let tokens = queries
+        .iter()
+        .map(|query| read_out.tokens(&dataset::normalise(query)));
+    let tokens: Vec<Vec<u32>> = tokens.collect::<Result<_, _>>().unwrap();
+    let exact = read_out.read(&tokens).unwrap();
+    for (((query, vector), exact), want) in queries.iter().zip(&computed).zip(&exact).zip(&routed) {
+        let mut vector: Vec<f32> = vector.iter().map(|x| x.to_f32()).collect();
+        for (x, exact) in vector.iter().zip(exact) {
+            assert!(
+                (x - exact).abs() < 1e-3 * exact.abs().max(1.0),
+                "{query}: {x} {exact}"
+            );
+        }
+        file.standardise(&mut vector);
+        let got = decide(&file.settings, &file.head.logits(&vector), Duration::ZERO);
+        for (expert, p) in &want.probabilities {
+            let (_, other) = got.probabilities.iter().find(|(name, _)| name == expert).unwrap();
+            assert!((p - other).abs() < tolerance, "{query}: {expert} {p} {other}");
+        }
+    }
+}
+
+#[test]
+fn the_trainers_features_are_the_routers() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let model = tiny::model();
+    train_router(&model, &options, &ProgressBar::hidden()).unwrap();
+    let long = "xylo bub zyx bab ".repeat(60);
+    // A fit of toy data is steep, and so magnifies the rounding.
+    let queries = ["bub xylo 7", " zyx   bab\t", long.as_str(), "", "beat"];
+    assert_features_route_as_the_router_does(&options.out, &model, &queries, 1e-2);
+}
+
+/// On the real weights, where a machine has them.
+#[test]
+fn the_trainers_features_are_the_shipped_routers() {
+    let Some(path) = std::env::var_os("REFERRAL_TEST_GGUF") else {
+        return;
+    };
+    let model = LanguageModel::load(Path::new(&path), &referral_lm::load::LoadOptions::default()).unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/shipped");
+    let long = "she was admitted with chest pain and a raised troponin ".repeat(40);
+    let queries = [
+        "is it safe to take omeprazole with clopidogrel",
+        "Which gene is on chromosome 7?",
+        long.as_str(),
+        "help",
+    ];
+    assert_features_route_as_the_router_does(&shipped, &model, &queries, 1e-3);
 }
