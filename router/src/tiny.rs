@@ -16,9 +16,14 @@ const LAYERS: usize = 3;
 
 /// The model; every call makes the same.
 pub(crate) fn model() -> LanguageModel {
+    seeded(3)
+}
+
+/// A model of the same shape whose weights are drawn with `seed`.
+pub(crate) fn seeded(seed: u64) -> LanguageModel {
     let directory = tempfile::tempdir().unwrap();
     write_tokenizer(directory.path());
-    write_weights(directory.path());
+    write_weights(directory.path(), seed);
     let options = LoadOptions {
         quantization: Quantization::F32,
         ..LoadOptions::default()
@@ -73,7 +78,7 @@ fn write_tokenizer(directory: &Path) {
     std::fs::write(directory.join("tokenizer_config.json"), settings.to_string()).unwrap();
 }
 
-fn write_weights(directory: &Path) {
+fn write_weights(directory: &Path, seed: u64) {
     let config = serde_json::json!({
         "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY,
@@ -81,7 +86,7 @@ fn write_weights(directory: &Path) {
         "tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": 1, "_name_or_path": "tiny",
     });
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
-    let mut random = ChaCha8Rng::seed_from_u64(3);
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut tensors = HashMap::new();
     let mut add = |name: String, shape: &[usize]| {
         let values: Vec<f32> = (0..shape.iter().product())

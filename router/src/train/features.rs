@@ -1,7 +1,7 @@
 //! Features of many queries, computed once: extraction in batches, with a cache file that outlives the run.
 //!
 //! Extraction is nearly all the time of a training run. The cache is a file of fixed records, `key ‖ f16 vector`, the
-//! key being a digest of the model, the read-out and the query; it is appended to batch by batch, so an
+//! key being a digest of the model, the read-out, a probe of the engine and the query; it is appended to batch by batch, so an
 //! interrupted run goes on where it stopped, and a half-written record at the end is dropped.
 
 use crate::functional::ReadOut;
@@ -17,6 +17,8 @@ use std::path::Path;
 /// Tokens of one forward pass: enough to fill the kernels, few enough to stay in the CPU's caches.
 const BATCH_TOKENS: usize = 768;
 const KEY_BYTES: usize = 32;
+/// A query whose features tell engines apart.
+const PROBE: &str = "Which of my tablets should I stop before the operation on Friday?";
 
 /// Computes the features of all queries, row by row in their order; equal queries are computed once.
 pub(super) fn extract(
@@ -81,7 +83,8 @@ pub(super) fn extract(
         .collect())
 }
 
-/// Everything besides the query that the features depend on.
+/// Everything besides the query that the features depend on. The engine's arithmetic is part of it: a probe query is
+/// read anew, so that features that another version of the engine cached are not taken for this one's.
 fn identity(model: &LanguageModel, read_out: &ReadOut) -> Result<Vec<u8>, RouterError> {
     let info = model.info();
     let spec = serde_json::to_string(read_out.spec()).map_err(|error| RouterError::Invalid {
@@ -89,11 +92,15 @@ fn identity(model: &LanguageModel, read_out: &ReadOut) -> Result<Vec<u8>, Router
         value: error.to_string(),
         fix: "report this as a defect".to_owned(),
     })?;
-    Ok(format!(
+    let mut identity = format!(
         "{} {} {} {} {spec}",
         info.name, info.layers, info.width, info.weight_bytes
     )
-    .into_bytes())
+    .into_bytes();
+    for vector in read_out.read(&[read_out.tokens(PROBE)?])? {
+        identity.extend(vector.into_iter().flat_map(|x| f16::from_f32(x).to_le_bytes()));
+    }
+    Ok(identity)
 }
 
 /// Reads the cache, creating it if it is not there; cuts off a record that was not written to its end.
@@ -129,6 +136,30 @@ fn load(path: &Path, width: usize) -> Result<HashMap<[u8; KEY_BYTES], Vec<f16>>,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::functional::{Feature, PROMPT, Pooling, ReadOutSpec, Window};
+    use crate::tiny;
+
+    #[test]
+    fn features_of_another_arithmetic_are_not_taken_from_the_cache() {
+        let identify = |seed| {
+            let model = tiny::seeded(seed);
+            let spec = ReadOutSpec {
+                prompt: PROMPT.to_owned(),
+                window: Window::default(),
+                features: vec![Feature {
+                    layer: 2,
+                    pooling: Pooling::Last,
+                }],
+            };
+            identity(&model, &ReadOut::new(model.clone(), spec).unwrap()).unwrap()
+        };
+        assert_eq!(identify(3), identify(3));
+        assert_ne!(
+            identify(3),
+            identify(4),
+            "same name, shape and size, other numbers"
+        );
+    }
 
     #[test]
     fn a_half_written_record_is_cut_off() {

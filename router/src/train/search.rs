@@ -138,18 +138,20 @@ impl Lab<'_> {
                 here = better(here, fit);
             }
             let base = here.choices.clone();
-            let fit = self.fit(
-                &matrix,
-                &mean,
-                &scale,
-                Choices {
-                    source_exponent: 0.5,
-                    ..base
-                },
-                &mut grid,
-                progress,
-            )?;
-            here = better(here, fit);
+            for source_exponent in [0.1, 0.5] {
+                let fit = self.fit(
+                    &matrix,
+                    &mean,
+                    &scale,
+                    Choices {
+                        source_exponent,
+                        ..base.clone()
+                    },
+                    &mut grid,
+                    progress,
+                )?;
+                here = better(here, fit);
+            }
             best = Some(match best {
                 Some(best) => better(best, here),
                 None => here,
