@@ -12,6 +12,7 @@ use crate::model::LanguageModel;
 use crate::{LmError, Result};
 use candle_core::{DType, Tensor};
 use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
@@ -22,7 +23,8 @@ pub const FORMAT: &str = "referral-adapter/1";
 const WHAT: &str = "a low-rank adapter";
 
 /// A matrix of a decoder layer that an adapter can change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Projection {
     /// Queries.
     AttnQ,

@@ -54,6 +54,16 @@ fn logits(model: &LanguageModel, adapter: Option<(&Adapter, f32)>) -> Vec<f32> {
 }
 
 #[test]
+fn projections_are_written_as_in_tensor_names() {
+    for projection in Projection::ALL {
+        let written = serde_json::to_value(projection).unwrap();
+        assert_eq!(written, projection.name());
+        let read: Projection = serde_json::from_value(written).unwrap();
+        assert_eq!(read, projection);
+    }
+}
+
+#[test]
 fn a_loaded_adapter_equals_the_one_it_was_written_from() {
     let model = tiny::model();
     for dtype in [DType::F32, DType::F16] {

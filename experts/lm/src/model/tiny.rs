@@ -83,6 +83,11 @@ pub(crate) fn write_gguf(path: &Path, config: &ModelConfig, weights: &[(TensorNa
         ("tokenizer.ggml.bos_token_id", Value::U32(256)),
         ("tokenizer.ggml.eos_token_id", Value::U32(257)),
     ];
+    save_gguf(path, &metadata, weights);
+}
+
+/// Writes a GGUF file of this metadata and these weights, in f32.
+pub(crate) fn save_gguf(path: &Path, metadata: &[(&str, Value)], weights: &[(TensorName, Tensor)]) {
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<_> = weights
         .iter()

@@ -10,8 +10,9 @@
 use super::attention::{Heads, SavedAttention};
 use super::data::Batch;
 use super::kernels::{self, Rotary};
-use super::lora::{Lora, LoraTarget};
+use super::lora::Lora;
 use crate::Result;
+use crate::adapter::Projection;
 use crate::load::{Checkpoint, LayerTensor, ModelConfig, TensorName};
 use candle_core::{Device, Tensor};
 use std::ops::Range;
@@ -19,7 +20,7 @@ use std::ops::Range;
 /// Positions whose logits are in memory together.
 const HEAD_ROWS: usize = 256;
 
-/// A layer's seven projections, in the order of [`LoraTarget::ALL`].
+/// A layer's seven projections, in the order of [`Projection::ALL`].
 type Projections = [Tensor; 7];
 
 struct Layer {
@@ -72,8 +73,8 @@ impl Decoder {
         let vector = |name| Ok::<_, crate::LmError>(checkpoint.tensor(name)?.to_vec1::<f32>()?);
         let layers = (0..config.layers)
             .map(|layer| {
-                let read = |target: LoraTarget| checkpoint.tensor(TensorName::Layer(layer, target.tensor()));
-                let [q, k, v, o, gate, up, down] = LoraTarget::ALL.map(read);
+                let read = |target: Projection| checkpoint.tensor(TensorName::Layer(layer, target.tensor()));
+                let [q, k, v, o, gate, up, down] = Projection::ALL.map(read);
                 Ok(Layer {
                     attention_norm: vector(TensorName::Layer(layer, LayerTensor::AttentionNorm))?,
                     ffn_norm: vector(TensorName::Layer(layer, LayerTensor::FfnNorm))?,

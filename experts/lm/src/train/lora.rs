@@ -2,54 +2,14 @@
 //! equation 3), and the file they are saved in.
 
 use super::optimiser::Parameter;
-use crate::load::{LayerTensor, ModelConfig};
+use crate::adapter::{self, Projection};
+use crate::load::{ModelConfig, TensorName};
 use crate::{LmError, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-
-/// A projection that an adapter can change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names are the architecture's own")]
-pub enum LoraTarget {
-    AttnQ,
-    AttnK,
-    AttnV,
-    AttnOutput,
-    FfnGate,
-    FfnUp,
-    FfnDown,
-}
-
-impl LoraTarget {
-    /// All seven projections of a layer, in the order in which the trainer keeps them.
-    pub const ALL: [Self; 7] = [
-        Self::AttnQ,
-        Self::AttnK,
-        Self::AttnV,
-        Self::AttnOutput,
-        Self::FfnGate,
-        Self::FfnUp,
-        Self::FfnDown,
-    ];
-
-    /// The tensor it stands for.
-    pub fn tensor(self) -> LayerTensor {
-        match self {
-            Self::AttnQ => LayerTensor::AttentionQ,
-            Self::AttnK => LayerTensor::AttentionK,
-            Self::AttnV => LayerTensor::AttentionV,
-            Self::AttnOutput => LayerTensor::AttentionOutput,
-            Self::FfnGate => LayerTensor::FfnGate,
-            Self::FfnUp => LayerTensor::FfnUp,
-            Self::FfnDown => LayerTensor::FfnDown,
-        }
-    }
-}
 
 /// Places of one projection's two matrices among the parameters.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +23,7 @@ pub(super) struct Pair {
 pub(super) struct Lora {
     /// First layer that carries adapters.
     pub(super) first_layer: usize,
-    /// For each layer from `first_layer`, for each of [`LoraTarget::ALL`].
+    /// For each layer from `first_layer`, for each of [`Projection::ALL`].
     pub(super) pairs: Vec<[Option<Pair>; 7]>,
     pub(super) parameters: Vec<Parameter>,
     rank: usize,
@@ -75,7 +35,7 @@ impl Lora {
     pub(super) fn new(
         config: &ModelConfig,
         layers: usize,
-        targets: &[LoraTarget],
+        targets: &[Projection],
         rank: usize,
         alpha: f32,
         seed: u64,
@@ -85,13 +45,13 @@ impl Lora {
         let mut parameters = Vec::new();
         let mut pairs = Vec::new();
         for layer in first_layer..config.layers {
-            pairs.push(LoraTarget::ALL.map(|target| {
+            pairs.push(Projection::ALL.map(|target| {
                 if !targets.contains(&target) {
                     return None;
                 }
-                let shape = config.shape(crate::load::TensorName::Layer(layer, target.tensor()));
+                let shape = config.shape(TensorName::Layer(layer, target.tensor()));
                 let (rows, columns) = (shape[0], shape[1]);
-                let name = format!("blk.{layer}.{}", target.tensor().name());
+                let name = adapter::tensor_name(layer, target);
                 let bound = (3.0 / columns as f32).sqrt();
                 let a = (0..rank * columns)
                     .map(|_| bound * (2.0 * random.random::<f32>() - 1.0))
@@ -152,7 +112,7 @@ impl Lora {
     /// Writes the adapter as f16 safetensors. `card` is free JSON for the file's reader.
     pub(super) fn save(&self, path: &Path, config: &ModelConfig, card: &serde_json::Value) -> Result<()> {
         let metadata = HashMap::from([
-            ("format".to_owned(), "referral-adapter/1".to_owned()),
+            ("format".to_owned(), adapter::FORMAT.to_owned()),
             ("rank".to_owned(), self.rank.to_string()),
             ("alpha".to_owned(), self.alpha.to_string()),
             ("base".to_owned(), config.name.clone()),

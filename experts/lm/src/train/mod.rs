@@ -13,8 +13,7 @@ mod optimiser;
 mod parallel;
 mod state;
 
-pub use lora::LoraTarget;
-
+use crate::adapter::Projection;
 use crate::load::Checkpoint;
 use crate::tokenize::Tokenizer;
 use crate::{LmError, Result};
@@ -52,7 +51,7 @@ pub struct TrainAdapterOptions {
     /// How many of the last layers carry adapters.
     pub layers: usize,
     /// Which of their projections.
-    pub targets: Vec<LoraTarget>,
+    pub targets: Vec<Projection>,
     /// System prompts from which each row without its own takes one by the seed; an empty text is
     /// a prompt without one, an empty list likewise.
     pub systems: Vec<String>,
@@ -91,7 +90,7 @@ impl Default for TrainAdapterOptions {
             rank: 16,
             alpha: 32.0,
             layers: 10,
-            targets: LoraTarget::ALL.to_vec(),
+            targets: Projection::ALL.to_vec(),
             systems: Vec::new(),
             steps: 300,
             batch_tokens: 1536,

@@ -1,7 +1,7 @@
 use super::data::Sequence;
 use super::*;
 use crate::LanguageModel;
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Projection};
 use crate::load::checkpoint::tests::{tiny, weights, write_safetensors};
 use crate::load::{Checkpoint, LoadOptions, ModelConfig, Quantization};
 use crate::tokenize::single_turn;
@@ -135,7 +135,7 @@ fn gradients_are_those_of_finite_differences() {
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
         let decoder = Decoder::load(&checkpoint, 16).unwrap();
         let batch = batch();
-        let mut lora = Lora::new(checkpoint.config(), 2, &LoraTarget::ALL, 3, 6.0, 1);
+        let mut lora = Lora::new(checkpoint.config(), 2, &Projection::ALL, 3, 6.0, 1);
         let mut random = ChaCha8Rng::seed_from_u64(2);
         let mut noise =
             |n: usize| -> Vec<f32> { (0..n).map(|_| 0.2 * (random.random::<f32>() - 0.5)).collect() };
@@ -188,7 +188,7 @@ fn packed_rows_lose_what_single_rows_lose() {
     let fixture = Fixture::new();
     let decoder = Decoder::load(&fixture.checkpoint, 16).unwrap();
     let rows = [(2, vec![5, 9, 11, 40, 3, 1]), (1, vec![7, 8, 90])];
-    let mut lora = Lora::new(fixture.checkpoint.config(), 2, &LoraTarget::ALL, 2, 4.0, 0);
+    let mut lora = Lora::new(fixture.checkpoint.config(), 2, &Projection::ALL, 2, 4.0, 0);
     lora.parameters
         .iter_mut()
         .for_each(|parameter| parameter.values.fill(0.05));
@@ -247,7 +247,7 @@ fn the_engine_agrees_with_the_trainer() {
 fn a_fresh_adapter_changes_nothing() {
     let fixture = Fixture::new();
     let decoder = Decoder::load(&fixture.checkpoint, 16).unwrap();
-    let lora = Lora::new(fixture.checkpoint.config(), 3, &LoraTarget::ALL, 4, 8.0, 0);
+    let lora = Lora::new(fixture.checkpoint.config(), 3, &Projection::ALL, 4, 8.0, 0);
     let merged = decoder.merge(&lora).unwrap();
     let (base, adapted) = decoder.losses(&batch(), &merged).unwrap();
     assert_eq!(base, adapted);
@@ -427,7 +427,7 @@ fn options_out_of_range_are_named() {
 fn the_file_says_what_it_is() {
     let fixture = Fixture::new();
     let options = TrainAdapterOptions {
-        targets: vec![LoraTarget::AttnQ, LoraTarget::FfnDown],
+        targets: vec![Projection::AttnQ, Projection::FfnDown],
         layers: 1,
         ..fixture.options("named.safetensors")
     };

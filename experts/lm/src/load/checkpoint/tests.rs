@@ -1,5 +1,6 @@
 use super::*;
-use candle_core::quantized::{GgmlDType, gguf_file::Value};
+use crate::model::tiny::save_gguf;
+use candle_core::quantized::gguf_file::Value;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
@@ -59,22 +60,7 @@ fn write_gguf(path: &Path, weights: &[(TensorName, Tensor)], architecture: &str)
         ("tokenizer.ggml.bos_token_id", Value::U32(1)),
         ("tokenizer.ggml.eos_token_id", Value::U32(2)),
     ];
-    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
-    let tensors: Vec<_> = weights
-        .iter()
-        .map(|(name, tensor)| {
-            (
-                name.to_string(),
-                QTensor::quantize(tensor, GgmlDType::F32).unwrap(),
-            )
-        })
-        .collect();
-    let tensors: Vec<_> = tensors
-        .iter()
-        .map(|(name, tensor)| (name.as_str(), tensor))
-        .collect();
-    let mut file = std::fs::File::create(path).unwrap();
-    gguf_file::write(&mut file, &metadata, &tensors).unwrap();
+    save_gguf(path, &metadata, weights);
 }
 
 /// Undoes [`interleave`]: what a Hugging Face file would hold.
