@@ -8,7 +8,7 @@ use super::attention::attend;
 use super::cache::KvCache;
 use super::kernels::{rms_norm, silu_product};
 use super::rotary::Rotation;
-use super::{Layer, Weights};
+use super::weights::{Layer, Weights};
 use crate::adapter::{Adapter, Projection};
 use crate::load::linear::Linear;
 use crate::{LmError, Result};

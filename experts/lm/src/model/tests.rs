@@ -1,7 +1,7 @@
 use super::tiny;
 use super::*;
 use crate::adapter::Projection;
-use crate::load::Quantization;
+use crate::load::{Quantization, TensorName};
 use rand::{RngExt, SeedableRng};
 use std::collections::HashMap;
 
