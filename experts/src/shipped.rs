@@ -1,8 +1,7 @@
 //! Adapters that are built into the binary, so that the default configuration needs no files.
 
 /// Name and file (see `referral_lm::adapter`) of each; its card stands beside the file in `experts/data`.
-const ADAPTERS: [(&str, &[u8]); 1] =
-    [("medical", include_bytes!("../data/medical/medical.safetensors"))];
+const ADAPTERS: [(&str, &[u8]); 1] = [("medical", include_bytes!("../data/medical/medical.safetensors"))];
 
 /// Their names.
 pub fn adapter_names() -> impl Iterator<Item = &'static str> {
@@ -11,5 +10,8 @@ pub fn adapter_names() -> impl Iterator<Item = &'static str> {
 
 /// The bytes of the adapter called `name`.
 pub fn adapter(name: &str) -> Option<&'static [u8]> {
-    ADAPTERS.iter().find(|(known, _)| *known == name).map(|(_, bytes)| *bytes)
+    ADAPTERS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, bytes)| *bytes)
 }

@@ -1,7 +1,13 @@
 //! The public gRPC contract `referral.v1` and its generated code, nothing else.
 
 /// Package `referral.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::allow_attributes, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes,
+    reason = "generated code"
+)]
 pub mod v1 {
     tonic::include_proto!("referral.v1");
 }

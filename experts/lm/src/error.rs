@@ -36,7 +36,9 @@ pub enum LmError {
         fix: String,
     },
     /// The prompt and the answer asked for do not fit the model's context or the KV budget.
-    #[error("prompt of {prompt} tokens plus {new} new ones exceeds the limit of {limit} tokens: shorten the query or lower max_new_tokens")]
+    #[error(
+        "prompt of {prompt} tokens plus {new} new ones exceeds the limit of {limit} tokens: shorten the query or lower max_new_tokens"
+    )]
     TooLong {
         /// Prompt tokens.
         prompt: usize,

@@ -5,9 +5,9 @@ use crate::config::{AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
 use crate::pipeline::Parts;
-use referral_experts::{Expert, shipped};
 use referral_experts::local::{LocalDefaults, LocalExpert};
 use referral_experts::openai::{self, OpenAiExpert};
+use referral_experts::{Expert, shipped};
 use referral_lm::adapter::Adapter;
 use referral_lm::engine::Engine;
 use referral_lm::{LanguageModel, LmError, fetch};
@@ -181,7 +181,14 @@ impl Workshop<'_> {
                 let bytes = shipped::adapter(name).ok_or_else(|| {
                     let known: Vec<&str> = shipped::adapter_names().collect();
                     let fix = format!("name one of: {}", known.join(", "));
-                    failed(settings, LmError::Invalid { field: "adapter", value: name.clone(), fix })
+                    failed(
+                        settings,
+                        LmError::Invalid {
+                            field: "adapter",
+                            value: name.clone(),
+                            fix,
+                        },
+                    )
                 })?;
                 Adapter::from_bytes(bytes, base).map_err(|error| failed(settings, error))?
             }
