@@ -3,17 +3,18 @@
 //! Ranges and closed sets were checked against the schema before; here is what a schema cannot say.
 //! All mistakes are collected, so that one run of `referral config check` shows them all.
 
+mod experts;
+
 use super::check::suggestion;
 use super::layers::{KeyPath, Variables};
 use super::raw::{
-    RawCard, RawEngine, RawExpert, RawKind, RawLocal, RawLog, RawModality, RawModel, RawOpenAi,
+    RawEngine, RawKind, RawLog, RawLogFormat, RawModel, RawQuantization, RawServer, RawSettings,
 };
-use super::raw::{RawLogFormat, RawQuantization, RawResidency, RawServer, RawSettings};
 use super::settings::{
-    AdapterSource, ExpertSettings, LocalSettings, LogSettings, ModelSettings, OpenAiSettings, Provider,
-    RouterSettings, ServerSettings, Settings, TelemetrySettings,
+    ExpertSettings, LogSettings, ModelSettings, RouterSettings, ServerSettings, Settings, TelemetrySettings,
 };
-use referral_experts::{Card, ExpertId, ExpertKind, Modality, Residency, shipped};
+use experts::expert;
+use referral_experts::Residency;
 use referral_lm::engine::EngineOptions;
 use referral_lm::fetch::{ModelSpec, Source};
 use referral_lm::load::{DeviceSpec, LoadOptions, Quantization};
@@ -268,182 +269,6 @@ fn device(text: &str) -> Option<DeviceSpec> {
         "cpu" => Some(DeviceSpec::Cpu),
         "metal" => Some(DeviceSpec::Metal),
         other => other.strip_prefix("cuda:")?.parse().ok().map(DeviceSpec::Cuda),
-    }
-}
-
-fn expert(
-    name: &str,
-    raw: RawExpert,
-    models: &BTreeMap<String, usize>,
-    problems: &mut Problems,
-    warnings: &mut Vec<String>,
-) -> Option<ExpertSettings> {
-    let id = ExpertId::try_from(name).map_err(|error| problems.add(&["experts", name], error.to_string()));
-    let (provider, model_name, default_residency) = match (raw.local, raw.openai) {
-        (Some(raw), None) => {
-            let model = raw.model.clone();
-            (
-                Provider::Local(local(name, raw, models, problems)),
-                model,
-                Residency::OnPremises,
-            )
-        }
-        (None, Some(raw)) => {
-            let model = raw.model.clone();
-            (
-                Provider::OpenAi(openai(name, raw, problems, warnings)),
-                model,
-                Residency::External,
-            )
-        }
-        (None, None) => {
-            problems.add(
-                &["experts", name],
-                "has no provider: give it `local:` or `openai:`".to_owned(),
-            );
-            return None;
-        }
-        (Some(_), Some(_)) => {
-            problems.add(
-                &["experts", name],
-                "has two providers: keep one of local and openai".to_owned(),
-            );
-            return None;
-        }
-    };
-    let kind = match raw.kind {
-        RawKind::Specialist => ExpertKind::Specialist,
-        RawKind::Generalist => ExpertKind::Generalist,
-        RawKind::Domain => ExpertKind::Domain,
-    };
-    Some(ExpertSettings {
-        id: id.ok()?,
-        kind,
-        card: card(raw.card, model_name, default_residency),
-        provider,
-    })
-}
-
-fn card(raw: RawCard, model: String, residency: Residency) -> Card {
-    Card {
-        model: raw.model.unwrap_or(model),
-        licence: raw.licence,
-        description: raw.description,
-        languages: raw.languages,
-        modality: match raw.modality {
-            RawModality::Text => Modality::Text,
-            RawModality::Image => Modality::Image,
-        },
-        price_per_million_input: raw.price_per_million_input,
-        price_per_million_output: raw.price_per_million_output,
-        residency: match raw.residency {
-            Some(RawResidency::OnPremises) => Residency::OnPremises,
-            Some(RawResidency::External) => Residency::External,
-            None => residency,
-        },
-    }
-}
-
-fn local(
-    name: &str,
-    raw: RawLocal,
-    models: &BTreeMap<String, usize>,
-    problems: &mut Problems,
-) -> LocalSettings {
-    let path = |key| ["experts", name, "local", key];
-    let names: Vec<String> = models.keys().cloned().collect();
-    problems.model_exists(&path("model"), &raw.model, &names);
-    if let Some(limit) = models
-        .get(&raw.model)
-        .filter(|limit| raw.max_tokens as usize >= **limit)
-    {
-        let message = format!(
-            "{} leaves no room for a prompt: stay under models.{}.engine.max_sequence_tokens, {limit}",
-            raw.max_tokens, raw.model
-        );
-        problems.add(&path("max_tokens"), message);
-    }
-    let adapter = raw.adapter.map(|adapter| match adapter.strip_prefix("shipped:") {
-        Some(name) => {
-            let known: Vec<&str> = shipped::adapter_names().collect();
-            if !known.contains(&name) {
-                let hint = suggestion(name, &known);
-                problems.add(
-                    &path("adapter"),
-                    format!("no adapter called {name:?} is shipped: {hint}"),
-                );
-            }
-            AdapterSource::Shipped(name.to_owned())
-        }
-        None => AdapterSource::File(PathBuf::from(adapter)),
-    });
-    LocalSettings {
-        model: raw.model,
-        adapter,
-        adapter_scale: raw.adapter_scale,
-        system_prompt: raw.system_prompt,
-        max_tokens: raw.max_tokens,
-        temperature: raw.temperature,
-        top_p: raw.top_p,
-    }
-}
-
-fn openai(name: &str, raw: RawOpenAi, problems: &mut Problems, warnings: &mut Vec<String>) -> OpenAiSettings {
-    let path = |key| ["experts", name, "openai", key];
-    match raw.base_url.parse::<http::Uri>() {
-        // Not quoted: it holds a password.
-        Ok(url) if url.authority().is_some_and(|a| a.as_str().contains('@')) => problems.add(
-            &path("base_url"),
-            "holds user information: put credentials into api_key or headers".to_owned(),
-        ),
-        Ok(url) if matches!(url.scheme_str(), Some("http" | "https")) && url.query().is_none() => {
-            let is_loopback = matches!(url.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
-            if url.scheme_str() == Some("http") && raw.api_key.is_some() && !is_loopback {
-                warnings.push(format!(
-                    "expert {name}: its api_key crosses the network unencrypted: use https"
-                ));
-            }
-        }
-        _ => problems.add(
-            &path("base_url"),
-            format!(
-                "{:?} is no base URL: write e.g. http://gpu1:8000/v1",
-                raw.base_url
-            ),
-        ),
-    }
-    if raw
-        .api_key
-        .as_ref()
-        .is_some_and(|key| http::HeaderValue::from_str(key.reveal()).is_err())
-    {
-        problems.add(
-            &path("api_key"),
-            "cannot be sent in a header: use visible ASCII".to_owned(),
-        );
-    }
-    let mut headers = Vec::new();
-    for (header, value) in raw.headers {
-        let path = ["experts", name, "openai", "headers", &header];
-        if http::HeaderValue::from_str(value.reveal()).is_err() {
-            problems.add(&path, "cannot be sent in a header: use visible ASCII".to_owned());
-        }
-        match http::HeaderName::try_from(header.as_str()) {
-            Ok(name) => headers.push((name, value)),
-            Err(_) => problems.add(&path, "is no header name: use letters, digits and -".to_owned()),
-        }
-    }
-    OpenAiSettings {
-        timeout: problems.duration(&path("timeout"), &raw.timeout, Duration::from_millis(10), HOUR),
-        base_url: raw.base_url.trim_end_matches('/').to_owned(),
-        model: raw.model,
-        api_key: raw.api_key,
-        headers,
-        stream: raw.stream,
-        system_prompt: raw.system_prompt,
-        max_tokens: raw.max_tokens,
-        temperature: raw.temperature,
-        top_p: raw.top_p,
     }
 }
 
