@@ -8,7 +8,6 @@ use crate::metrics::Metrics;
 use referral_router::Routing;
 use std::sync::Arc;
 use std::time::Duration;
-use unicode_normalization::UnicodeNormalization as _;
 
 /// The cache.
 pub(super) struct RoutingCache {
@@ -41,7 +40,7 @@ impl RoutingCache {
         }
     }
 
-    /// Where the routing of a [normalised](normalise) query is kept.
+    /// Where the routing of a [normalised](referral_router::dataset::normalise) query is kept.
     pub(super) fn key(&self, normalised: &str) -> CacheKey {
         let mut hasher = blake3::Hasher::new();
         for part in [normalised, &self.versions[0], &self.versions[1]] {
@@ -65,23 +64,9 @@ impl RoutingCache {
     }
 }
 
-/// One spelling for texts that differ in Unicode form or white space only. The router reads this text
-/// too, so a cached routing is what it would have said.
-pub(super) fn normalise(text: &str) -> String {
-    let mut normal = String::with_capacity(text.len());
-    for word in text.split_whitespace() {
-        if !normal.is_empty() {
-            normal.push(' ');
-        }
-        normal.extend(word.nfc());
-    }
-    normal
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn the_key_knows_query_router_and_policy() {
@@ -97,20 +82,6 @@ mod tests {
             cache("1p", "1").key("qr"),
         ] {
             assert_ne!(key, other);
-        }
-    }
-
-    #[test]
-    fn white_space_and_unicode_form_do_not_matter() {
-        assert_eq!(normalise("  caf\u{65}\u{301} \n au\tlait "), "café au lait");
-        assert_eq!(normalise(" \u{a0}\n"), "");
-    }
-
-    proptest! {
-        #[test]
-        fn normalising_twice_changes_nothing(text in "\\PC*") {
-            let once = normalise(&text);
-            prop_assert_eq!(normalise(&once), once);
         }
     }
 }

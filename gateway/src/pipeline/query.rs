@@ -3,9 +3,9 @@
 //! Both ports bring the wire's own messages here; behind this nothing is checked again.
 
 use super::GatewayError;
-use super::cache::normalise;
 use referral_experts::{ExpertId, Query};
 use referral_proto::v1;
+use referral_router::dataset::normalise;
 use std::collections::BTreeMap;
 
 const MOST_TOKENS: u32 = 32_768;

@@ -171,6 +171,12 @@ fn what_is_right_arrives_unchanged() {
 }
 
 #[test]
+fn white_space_and_unicode_form_do_not_matter() {
+    let normalised = |query| ValidQuery::new(ask(query), 100).unwrap().normalised;
+    assert_eq!(normalised("  caf\u{65}\u{301} \n au\tlait "), "café au lait");
+}
+
+#[test]
 fn a_comparison_wants_two_experts() {
     let request = |a: &str, b: &str| v1::CompareRequest {
         query: "q".into(),
