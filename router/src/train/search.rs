@@ -111,7 +111,7 @@ impl Lab<'_> {
             };
             let mut here = self.fit(&matrix, &mean, &scale, start, &mut grid, progress)?;
             let base = here.choices.clone();
-            for l2 in [3e-3, 3e-2] {
+            for l2 in [1e-3, 3e-3, 3e-2] {
                 let fit = self.fit(
                     &matrix,
                     &mean,
