@@ -1,6 +1,6 @@
 //! Training of a router: features once, then a convex fit, choices and calibration on dev data.
 //!
-//! 1. Features of every row, for all candidate read-outs in one pass ([`extract`](features)).
+//! 1. Features of every row, for all candidate read-outs in one pass (`features`).
 //! 2. The functional tokens' rows by logistic regression. A row of a file weighs `n_file^(γ-1)`, so that
 //!    a few natural queries count beside many template questions, times `n_class^-β` within its file, so that
 //!    rare experts count beside frequent ones.

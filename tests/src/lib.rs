@@ -34,10 +34,16 @@ pub struct Gateway {
 /// because the gateway has an integration test of its own.
 pub fn binary() -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let profile = test.parent().and_then(Path::parent).context("test binary outside a target directory")?;
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .context("test binary outside a target directory")?;
     let binary = profile.join("referral");
     if !binary.exists() {
-        bail!("{} is missing: run `cargo test` for the whole workspace, or build the binary first", binary.display());
+        bail!(
+            "{} is missing: run `cargo test` for the whole workspace, or build the binary first",
+            binary.display()
+        );
     }
     Ok(binary)
 }
@@ -50,10 +56,15 @@ pub fn command(directory: &Path) -> anyhow::Result<Command> {
             command.env_remove(name);
         }
     }
-    command.env("NO_COLOR", "1").env("REFERRAL__LOG__PATH", directory.join("decisions.sqlite")).current_dir(directory);
+    command
+        .env("NO_COLOR", "1")
+        .env("REFERRAL__LOG__PATH", directory.join("decisions.sqlite"))
+        .current_dir(directory);
     // Several gateways run side by side in the tests, and candle's pool spins while it waits: with one
     // compute thread each, they don't keep each other off the cores.
-    command.env("CANDLE_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
+    command
+        .env("CANDLE_NUM_THREADS", "1")
+        .env("RAYON_NUM_THREADS", "1");
     Ok(command)
 }
 
@@ -71,11 +82,20 @@ impl Gateway {
         let config = directory.path().join("referral.yaml");
         std::fs::write(&config, format!("version: 1\n{yaml}"))?;
         let mut child = command(directory.path())?
-            .args(["serve", "--print-addresses", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"])
+            .args([
+                "serve",
+                "--print-addresses",
+                "--grpc-address",
+                "127.0.0.1:0",
+                "--http-address",
+                "127.0.0.1:0",
+            ])
             .arg("--config")
             .arg(&config)
             .stdout(Stdio::piped())
-            .stderr(Stdio::from(std::fs::File::create(directory.path().join("stderr.log"))?))
+            .stderr(Stdio::from(std::fs::File::create(
+                directory.path().join("stderr.log"),
+            )?))
             .spawn()?;
         let mut line = String::new();
         let stdout = child.stdout.take().context("no stdout")?;
@@ -88,9 +108,17 @@ impl Gateway {
         };
         let Ok(addresses) = serde_json::from_str::<serde_json::Value>(&line) else {
             let failed = gateway("", "");
-            bail!("the gateway printed no addresses but {line:?}; stderr: {}", failed.stderr());
+            bail!(
+                "the gateway printed no addresses but {line:?}; stderr: {}",
+                failed.stderr()
+            );
         };
-        let text = |key: &str| addresses[key].as_str().map(str::to_owned).with_context(|| format!("no {key} in {line}"));
+        let text = |key: &str| {
+            addresses[key]
+                .as_str()
+                .map(str::to_owned)
+                .with_context(|| format!("no {key} in {line}"))
+        };
         Ok(gateway(&text("grpc")?, &text("http")?))
     }
 
@@ -99,7 +127,10 @@ impl Gateway {
         let start = Instant::now();
         while start.elapsed() < START_LIMIT {
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
-                bail!("the gateway ended with {status} before it was ready: {}", self.stderr());
+                bail!(
+                    "the gateway ended with {status} before it was ready: {}",
+                    self.stderr()
+                );
             }
             if let Ok(response) = http().get(format!("{}/readyz", self.http)).send().await
                 && response.status().is_success()
@@ -108,7 +139,10 @@ impl Gateway {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        bail!("the gateway was not ready after {START_LIMIT:?}: {}", self.stderr())
+        bail!(
+            "the gateway was not ready after {START_LIMIT:?}: {}",
+            self.stderr()
+        )
     }
 
     /// A new client on a connection of its own.
@@ -123,7 +157,13 @@ impl Gateway {
 
     /// The text of `/metrics`.
     pub async fn metrics(&self) -> anyhow::Result<String> {
-        Ok(http().get(format!("{}/metrics", self.http)).send().await?.error_for_status()?.text().await?)
+        Ok(http()
+            .get(format!("{}/metrics", self.http))
+            .send()
+            .await?
+            .error_for_status()?
+            .text()
+            .await?)
     }
 
     /// The sum over all series of `name` whose labels contain `filter`.
@@ -165,7 +205,11 @@ impl Drop for Gateway {
 }
 
 /// Runs the binary to its end: exit code, stdout, stderr.
-pub fn run(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<(i32, String, String)> {
+pub fn run(
+    directory: &Path,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> anyhow::Result<(i32, String, String)> {
     let mut child = command(directory)?
         .args(arguments)
         .envs(environment.iter().copied())
@@ -182,7 +226,9 @@ pub fn run(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -
     });
     let mut stdout = String::new();
     out.read_to_string(&mut stdout)?;
-    let stderr = reader.join().map_err(|_| anyhow::anyhow!("reader of stderr panicked"))??;
+    let stderr = reader
+        .join()
+        .map_err(|_| anyhow::anyhow!("reader of stderr panicked"))??;
     Ok((child.wait()?.code().context("ended by a signal")?, stdout, stderr))
 }
 
@@ -190,7 +236,9 @@ pub fn run(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -
 pub fn sum_series(text: &str, name: &str, filter: &str) -> f64 {
     text.lines()
         .filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(filter)
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && line.contains(filter)
         })
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()

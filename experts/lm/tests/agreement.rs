@@ -1,6 +1,8 @@
 //! The real weights: logits agree with candle-transformers' own llama in f32, and quantisation changes
 //! little. Fetches SmolLM2-135M-Instruct into the cache unless `REFERRAL_TEST_GGUF` names a file.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly in its helpers too")]
+
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama;
