@@ -103,8 +103,8 @@ pub struct TrainReport {
 /// error is a terminal, else a line goes to the log every half minute.
 ///
 /// # Errors
-/// [`LmError::Invalid`] for options out of range or a state of other options, [`LmError::BadFile`]
-/// and [`LmError::Io`] for the files.
+/// [`crate::LmError::Invalid`] for options out of range or a state of other options, [`crate::LmError::BadFile`]
+/// and [`crate::LmError::Io`] for the files.
 pub fn train_adapter(
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
