@@ -1,8 +1,11 @@
 //! Making probabilities mean what they say: temperature, and the threshold below which the router abstains.
 //!
-//! A head trained on few natural queries is surer than it is right. One number, the temperature,
-//! mends that without changing who is likeliest: `p = softmax(logits / T)` with the `T` that makes the
-//! dev labels likeliest (Guo et al. 2017, arXiv 1706.04599). Pure functions; data comes from [`crate::train`].
+//! A head trained on few natural queries is surer than it is right. A temperature mends that without changing who is
+//! likeliest: `p = softmax(logits / T)` with the `T` that makes the dev labels likeliest (Guo et al. 2017, arXiv
+//! 1706.04599), here one that follows how far a query lies from the training set ([`Temperature`]). Pure functions;
+//! data comes from [`crate::train`].
+
+use serde::{Deserialize, Serialize};
 
 /// Softmax of `logits / temperature`, computed so that it cannot overflow.
 pub fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
@@ -12,56 +15,121 @@ pub fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
     weights.iter().map(|w| w / sum).collect()
 }
 
-/// One dev query: its logits, the index of its label and its weight.
+/// A temperature that follows the query: `T = base · exp(slope · distance)`, the distance being how far the features lie
+/// from the training set's. Template questions lie near and deserve their sharp distributions; queries in people's own
+/// words lie farther and are less sure than they look. No source need be known at inference.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Temperature {
+    /// At distance 0.
+    pub base: f32,
+    /// Growth of the logarithm with the distance.
+    pub slope: f32,
+}
+
+/// Most that the distance may change a temperature, as a logarithm: a threefold.
+const MOST_BY_DISTANCE: f32 = 1.1;
+
+impl Temperature {
+    /// Leaves logits as they are.
+    pub const ONE: Self = Self {
+        base: 1.0,
+        slope: 0.0,
+    };
+
+    /// The temperature of a query at this distance.
+    pub fn at(self, distance: f32) -> f32 {
+        self.base
+            * (self.slope * distance)
+                .clamp(-MOST_BY_DISTANCE, MOST_BY_DISTANCE)
+                .exp()
+    }
+}
+
+/// One dev query for the temperature's fit.
 #[derive(Debug, Clone, Copy)]
 pub struct Example<'a> {
     /// One logit per expert.
     pub logits: &'a [f32],
+    /// Distance of the features.
+    pub distance: f32,
+    /// Probability of being in scope; the rest is shared out evenly.
+    pub in_scope: f32,
     /// The right expert.
     pub label: usize,
     /// How much it counts.
     pub weight: f32,
 }
 
+/// Probabilities of the experts: their softmax where the query is in scope, even shares where it is not.
+pub fn probabilities(logits: &[f32], temperature: f32, in_scope: f32) -> Vec<f32> {
+    let share = (1.0 - in_scope) / logits.len().max(1) as f32;
+    let mut p = softmax(logits, temperature);
+    p.iter_mut().for_each(|p| *p = in_scope * *p + share);
+    p
+}
+
 /// Weighted mean negative log-likelihood in nats.
-pub fn negative_log_likelihood(examples: &[Example<'_>], temperature: f32) -> f64 {
+pub fn negative_log_likelihood(examples: &[Example<'_>], temperature: Temperature) -> f64 {
     let mut sum = 0.0;
     let mut weights = 0.0;
     for example in examples {
-        let top = example.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let partition: f32 = example
-            .logits
-            .iter()
-            .map(|z| ((z - top) / temperature).exp())
-            .sum();
-        let own = example
-            .logits
+        let p = probabilities(example.logits, temperature.at(example.distance), example.in_scope);
+        let own = p
             .get(example.label)
             .copied()
-            .unwrap_or(f32::NEG_INFINITY);
-        sum += f64::from(example.weight) * f64::from(partition.ln() - (own - top) / temperature);
+            .unwrap_or(0.0)
+            .max(f32::MIN_POSITIVE);
+        sum -= f64::from(example.weight) * f64::from(own).ln();
         weights += f64::from(example.weight);
     }
     if weights > 0.0 { sum / weights } else { 0.0 }
 }
 
-/// The temperature in [0.05, 20] with the least negative log-likelihood, by golden-section search over
-/// its logarithm (the likelihood has one minimum in `1 / T`). 1 if there are no examples.
-pub fn fit_temperature(examples: &[Example<'_>]) -> f32 {
-    const GOLDEN: f32 = 0.618_034;
+/// The temperature with the least negative log-likelihood: base in [0.05, 20] and slope in [-10, 10], one after the other by
+/// golden-section search until neither moves. A slope that gains next to nothing is kept small by a ridge.
+/// [`Temperature::ONE`] if there are no examples.
+pub fn fit_temperature(examples: &[Example<'_>]) -> Temperature {
+    const ROUNDS: usize = 6;
+    const RIDGE: f64 = 1e-4;
     if examples.is_empty() {
-        return 1.0;
+        return Temperature::ONE;
     }
-    let (mut low, mut high) = (0.05f32.ln(), 20f32.ln());
-    for _ in 0..40 {
+    let mut at = Temperature::ONE;
+    for _ in 0..ROUNDS {
+        let base = golden(0.05f32.ln(), 20f32.ln(), |log| {
+            negative_log_likelihood(
+                examples,
+                Temperature {
+                    base: log.exp(),
+                    ..at
+                },
+            )
+        });
+        at.base = base.exp();
+        let before = at.slope;
+        at.slope = golden(-10.0, 10.0, |slope| {
+            negative_log_likelihood(examples, Temperature { slope, ..at }) + RIDGE * f64::from(slope * slope)
+        });
+        if (at.slope - before).abs() < 1e-3 {
+            break;
+        }
+    }
+    at
+}
+
+/// Where a function with one minimum has it.
+fn golden(mut low: f32, mut high: f32, f: impl Fn(f32) -> f64) -> f32 {
+    const GOLDEN: f32 = 0.618_034;
+    for _ in 0..32 {
         let (a, b) = (high - GOLDEN * (high - low), low + GOLDEN * (high - low));
-        if negative_log_likelihood(examples, a.exp()) < negative_log_likelihood(examples, b.exp()) {
+        if f(a) < f(b) {
             high = b;
         } else {
             low = a;
         }
     }
-    (0.5 * (low + high)).exp()
+    0.5 * (low + high)
 }
 
 /// One dev query's outcome: its confidence, whether the likeliest expert was right, and its weight.
@@ -116,18 +184,52 @@ mod tests {
 
     #[test]
     fn the_temperature_undoes_an_overconfident_scale() {
-        // Labels drawn in the exact proportions of softmax([1, 0, -1]); logits blown up fourfold.
-        let logits = [4.0, 0.0, -4.0];
+        // Labels drawn in the exact proportions of softmax([1, 0, -1]); logits blown up fourfold, or less where nearer.
         let truth = softmax(&[1.0, 0.0, -1.0], 1.0);
-        let examples: Vec<_> = (0..3)
-            .map(|label| Example {
-                logits: &logits,
-                label,
-                weight: truth[label],
-            })
-            .collect();
-        let temperature = fit_temperature(&examples);
-        assert!((temperature - 4.0).abs() < 0.01, "{temperature}");
+        let at = |distance: f32, blown: f32| {
+            let logits = [blown, 0.0, -blown];
+            (0..3).map(move |label| (logits, distance, label))
+        };
+        let fit = |rows: Vec<([f32; 3], f32, usize)>| {
+            let examples: Vec<_> = rows
+                .iter()
+                .map(|(logits, distance, label)| Example {
+                    logits,
+                    distance: *distance,
+                    in_scope: 1.0,
+                    label: *label,
+                    weight: truth[*label],
+                })
+                .collect();
+            fit_temperature(&examples)
+        };
+        let even = fit(at(0.0, 4.0).collect());
+        assert!((even.at(0.0) - 4.0).abs() < 0.02, "{even:?}");
+        let sloping = fit(at(-0.2, 2.0).chain(at(0.2, 4.0)).collect());
+        assert!(
+            (sloping.at(-0.2) - 2.0).abs() < 0.1 && (sloping.at(0.2) - 4.0).abs() < 0.1,
+            "{sloping:?}"
+        );
+        assert_eq!(fit_temperature(&[]), Temperature::ONE);
+    }
+
+    #[test]
+    fn a_far_query_changes_its_temperature_threefold_at_most() {
+        let temperature = Temperature {
+            base: 1.0,
+            slope: 10.0,
+        };
+        assert!(temperature.at(50.0) < 3.01 && temperature.at(-50.0) > 0.33);
+    }
+
+    #[test]
+    fn out_of_scope_is_shared_out_evenly() {
+        for (got, want) in probabilities(&[2f32.ln(), 0.0], 1.0, 0.5)
+            .iter()
+            .zip([1.0 / 3.0 + 0.25, 1.0 / 6.0 + 0.25])
+        {
+            assert!((got - want).abs() < 1e-6);
+        }
     }
 
     #[test]

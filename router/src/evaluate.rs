@@ -2,14 +2,15 @@
 //!
 //! Accuracy, F1 and confusion take the likeliest expert whether or not the router abstained; abstention has its own
 //! figures, coverage (share not abstained) and selective accuracy (accuracy on those). Macro-F1 is the mean
-//! over the experts that the data holds. Rows are streamed; what stays is twelve bytes a row, for the
-//! risk–coverage curve and the percentiles.
+//! over the experts that the data holds. Rows labelled [`EXPERT_END`] call for nobody: they count for nothing but
+//! how well they are told from the others. Rows are streamed; what stays is some twenty bytes a row, for curves and ranks.
 
 use crate::dataset::{self, Row};
+use crate::functional::EXPERT_END;
 use crate::{Router, RouterError, Routing};
 use serde::Serialize;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bins of the expected calibration error.
 pub const ECE_BINS: usize = 15;
@@ -60,6 +61,19 @@ pub struct Confusion {
     pub counts: Vec<Vec<usize>>,
 }
 
+/// How queries that call for no expert are told from those that do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutOfScope {
+    /// Rows labelled [`EXPERT_END`].
+    pub n: usize,
+    /// Share of them on which the router abstains.
+    pub abstained: f64,
+    /// Probability that a query in scope has a higher `in_scope` than one that is not (ties count half).
+    pub ood_auroc: f64,
+    /// The same of the plain confidence.
+    pub ood_auroc_confidence: f64,
+}
+
 /// The figures of one evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evaluation {
@@ -77,6 +91,12 @@ pub struct Evaluation {
     pub coverage: f64,
     /// Accuracy on the rows not abstained; 1 if there are none (nothing was wrong).
     pub selective_accuracy: f64,
+    /// Accuracy on the 60% of rows with the highest confidence.
+    pub accuracy_at_60: f64,
+    /// Area under the risk–coverage curve: the mean, over all shares of the surest rows, of the share that is wrong.
+    pub aurc: f64,
+    /// On rows that call for no expert, if there are any.
+    pub out_of_scope: Option<OutOfScope>,
     /// Accuracy where a row's `second` expert counts as right too.
     pub accuracy_with_second: f64,
     /// Median latency of a routing, microseconds.
@@ -105,6 +125,9 @@ pub struct Accumulator {
     kept: usize,
     kept_right: usize,
     right_with_second: usize,
+    /// In-scope score and confidence of the rows with an expert, and of those without.
+    scopes: [Vec<(f32, f32)>; 2],
+    outsiders_abstained: usize,
 }
 
 impl Accumulator {
@@ -120,11 +143,19 @@ impl Accumulator {
             kept: 0,
             kept_right: 0,
             right_with_second: 0,
+            scopes: [Vec::new(), Vec::new()],
+            outsiders_abstained: 0,
         }
     }
 
     /// Adds one row. Fails if its label, or the routing's choice, is not among the experts.
     pub fn push(&mut self, row: &Row, routing: &Routing) -> Result<(), RouterError> {
+        let scope = (routing.in_scope, routing.confidence);
+        if row.expert == EXPERT_END {
+            self.scopes[1].push(scope);
+            self.outsiders_abstained += usize::from(routing.abstained);
+            return Ok(());
+        }
         let index = |name: &str| {
             self.experts
                 .iter()
@@ -136,6 +167,7 @@ impl Accumulator {
                 })
         };
         let (right, chosen) = (index(&row.expert)?, index(routing.expert())?);
+        self.scopes[0].push(scope);
         let is_right = right == chosen;
         if let Some(count) = self
             .counts
@@ -189,6 +221,8 @@ impl Accumulator {
             .map(|bin| share(bin.count, n) * (bin.accuracy - bin.confidence).abs())
             .sum();
         self.latencies.sort_unstable();
+        self.rows.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let out_of_scope = self.out_of_scope();
         Evaluation {
             n,
             accuracy: share(self.rows.iter().filter(|(_, is_right)| *is_right).count(), n),
@@ -205,17 +239,34 @@ impl Accumulator {
             } else {
                 1.0
             },
+            accuracy_at_60: right_among(&self.rows, (3 * n).div_ceil(5)),
+            aurc: aurc(&self.rows),
+            out_of_scope,
             accuracy_with_second: share(self.right_with_second, n),
             latency_p50_us: percentile(&self.latencies, 0.50),
             latency_p95_us: percentile(&self.latencies, 0.95),
             experts,
-            risk_coverage: risk_coverage(&mut self.rows),
+            risk_coverage: risk_coverage(&self.rows),
             confusion: Confusion {
                 experts: self.experts,
                 counts: self.counts,
             },
             reliability,
         }
+    }
+
+    fn out_of_scope(&self) -> Option<OutOfScope> {
+        let [inside, outside] = &self.scopes;
+        let of = |number: fn(&(f32, f32)) -> f32| {
+            let numbers = |rows: &[(f32, f32)]| rows.iter().map(number).collect();
+            auroc(numbers(inside), numbers(outside))
+        };
+        (!outside.is_empty()).then(|| OutOfScope {
+            n: outside.len(),
+            abstained: share(self.outsiders_abstained, outside.len()),
+            ood_auroc: of(|row| row.0),
+            ood_auroc_confidence: of(|row| row.1),
+        })
     }
 
     fn figures(&self, i: usize) -> ExpertFigures {
@@ -268,18 +319,45 @@ fn percentile(sorted: &[u32], quantile: f64) -> u64 {
         .map_or(0, |value| u64::from(*value))
 }
 
-/// Accuracy on the surest 1/20, 2/20, … of the rows.
-fn risk_coverage(rows: &mut [(f32, bool)]) -> Vec<CoveragePoint> {
-    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
+/// Share that is right among the first so many rows, the surest first.
+fn right_among(rows: &[(f32, bool)], count: usize) -> f64 {
+    let right = rows.iter().take(count).filter(|(_, is_right)| *is_right).count();
+    share(right, count.min(rows.len()))
+}
+
+/// Accuracy on the surest 1/20, 2/20, … of the rows, the surest first.
+fn risk_coverage(rows: &[(f32, bool)]) -> Vec<CoveragePoint> {
     let ends = (1..=CURVE_POINTS).map(|point| (rows.len() * point).div_ceil(CURVE_POINTS));
-    ends.map(|end| {
-        let right = rows.iter().take(end).filter(|(_, is_right)| *is_right).count();
-        CoveragePoint {
-            coverage: share(end, rows.len()),
-            accuracy: share(right, end),
-        }
+    ends.map(|end| CoveragePoint {
+        coverage: share(end, rows.len()),
+        accuracy: right_among(rows, end),
     })
     .collect()
+}
+
+/// Mean risk over all coverages, rows sorted by confidence.
+fn aurc(rows: &[(f32, bool)]) -> f64 {
+    let mut wrong = 0;
+    let mut sum = 0.0;
+    for (i, (_, is_right)) in rows.iter().enumerate() {
+        wrong += usize::from(!is_right);
+        sum += share(wrong, i + 1);
+    }
+    if rows.is_empty() {
+        0.0
+    } else {
+        sum / rows.len() as f64
+    }
+}
+
+/// Probability that a number of the first list is above one of the second, ties counting half; 0 if a list is empty.
+fn auroc(inside: Vec<f32>, mut outside: Vec<f32>) -> f64 {
+    outside.sort_by(f32::total_cmp);
+    let halves: usize = inside
+        .iter()
+        .map(|x| outside.partition_point(|y| y < x) + outside.partition_point(|y| y <= x))
+        .sum();
+    0.5 * share(halves, inside.len() * outside.len())
 }
 
 /// Routes every row, one query a forward pass as a gateway would meet them, and measures.
@@ -292,7 +370,7 @@ pub fn evaluate(
     let mut accumulator = Accumulator::new(router.experts());
     for (done, row) in rows.into_iter().enumerate() {
         let row = row?;
-        if !router.experts().contains(&row.expert) {
+        if row.expert != EXPERT_END && !router.experts().contains(&row.expert) {
             let fix = dataset::unknown_label(&row.id, &row.expert, router.experts());
             return Err(RouterError::Invalid {
                 field: "expert",
@@ -308,21 +386,32 @@ pub fn evaluate(
     Ok(accumulator.finish())
 }
 
-/// Evaluates one file; an empty one is an error.
-pub fn evaluate_file(
+/// Evaluates files together; that one is empty, or that no row has an expert, is an error.
+pub fn evaluate_files(
     router: &Router,
-    path: &Path,
+    paths: &[PathBuf],
     progress: impl FnMut(usize),
 ) -> Result<Evaluation, RouterError> {
-    let evaluation = evaluate(router, dataset::Reader::<Row>::open(path)?, progress)?;
-    if evaluation.n == 0 {
-        return Err(RouterError::BadFile {
-            path: path.to_owned(),
-            what: "routing data",
-            detail: "it has no rows; write one JSON object {id, query, expert} a line".to_owned(),
-        });
+    let none = |path: &Path, detail: &str| RouterError::BadFile {
+        path: path.to_owned(),
+        what: "routing data",
+        detail: format!("{detail}; write one JSON object {{id, query, expert}} a line"),
+    };
+    let mut readers = Vec::with_capacity(paths.len());
+    for path in paths {
+        let mut reader = dataset::Reader::<Row>::open(path)?.peekable();
+        if reader.peek().is_none() {
+            return Err(none(path, "it has no rows"));
+        }
+        readers.push(reader);
     }
-    Ok(evaluation)
+    let evaluation = evaluate(router, readers.into_iter().flatten(), progress)?;
+    match paths.first() {
+        Some(path) if evaluation.n == 0 => {
+            Err(none(path, "no row has an expert: give a file with such rows too"))
+        }
+        _ => Ok(evaluation),
+    }
 }
 
 impl fmt::Display for Evaluation {
@@ -337,8 +426,17 @@ impl fmt::Display for Evaluation {
             ("coverage", self.coverage),
             ("selective_accuracy", self.selective_accuracy),
             ("with_second", self.accuracy_with_second),
+            ("accuracy_at_60", self.accuracy_at_60),
+            ("aurc", self.aurc),
         ] {
             writeln!(f, "{name:<19} {value:.4}")?;
+        }
+        if let Some(scope) = &self.out_of_scope {
+            writeln!(
+                f,
+                "ood_auroc           {:.4} (by confidence {:.4}; {} rows out of scope, {:.4} abstained on)",
+                scope.ood_auroc, scope.ood_auroc_confidence, scope.n, scope.abstained
+            )?;
         }
         if self.latency_p95_us > 0 {
             let ms = |us: u64| us as f64 / 1000.0;

@@ -2,9 +2,10 @@
 //!
 //! Each expert has a *functional token* (Octopus v4, arXiv 2404.19296): a row of numbers whose product with the read-out
 //! of the query (see [`ReadOut`]) is the token's logit. One more token, [`EXPERT_END`], stands for "no expert is called for".
-//! It never answers: its probability is shared out evenly among the experts,
-//! `p_k = softmax_k + softmax_end / K`, so that a vague query has a flat distribution and falls below the threshold
-//! under which the router abstains. Probabilities are calibrated by a temperature (see [`crate::calibrate`]).
+//! It never answers. It tells, with an energy and a distance (`scope`), how probably the query is in scope, `q`; what is left
+//! is shared out evenly among the experts, `p_k = q · softmax_k + (1 - q) / K`, so that a vague query has a flat distribution
+//! and falls below the threshold under which the router abstains; it also abstains where `q` itself is below a threshold
+//! of its own. Probabilities are calibrated by a temperature (see [`crate::calibrate`]).
 //!
 //! Training is [`crate::train`]'s, the choice among configured experts [`crate::policy`]'s.
 
@@ -14,7 +15,9 @@ mod read_out;
 pub(crate) use file::{FORMAT, ModelIdentity, RouterFile, Settings};
 pub use read_out::{Feature, PROMPT, Pooling, ReadOut, ReadOutSpec, Window};
 
-use crate::{RouterError, calibrate, dataset};
+use crate::calibrate::{self, Temperature};
+use crate::scope::{Scope, Scored};
+use crate::{RouterError, dataset};
 use referral_lm::LanguageModel;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +36,11 @@ pub struct Routing {
     pub probabilities: Vec<(String, f32)>,
     /// The likeliest expert's calibrated probability, in [0, 1].
     pub confidence: f32,
-    /// Whether the confidence is below the router's threshold: the generalist should answer.
+    /// Probability that the query is anything for these experts, in [0, 1], where as many queries are as are not.
+    pub in_scope: f32,
+    /// Whether that is below the router's threshold for it.
+    pub out_of_scope: bool,
+    /// Whether the query is out of scope or the confidence below the router's threshold: the generalist should answer.
     pub abstained: bool,
     /// Time in the router: that of the whole batch, which is what each of its queries waited.
     pub latency: Duration,
@@ -119,12 +126,26 @@ impl Router {
     /// compute thread. Queries are normalised here, and long ones read through the router's window.
     pub fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError> {
         let start = Instant::now();
+        let scored: Vec<Scored> = self
+            .features(queries)?
+            .iter()
+            .map(|features| self.inner.file.score(features))
+            .collect();
+        let latency = start.elapsed();
+        Ok(scored
+            .iter()
+            .map(|scored| decide(&self.inner.file.settings, scored, latency))
+            .collect())
+    }
+
+    /// Standardised features of queries, as the functional tokens meet them.
+    pub(crate) fn features(&self, queries: &[&str]) -> Result<Vec<Vec<f32>>, RouterError> {
         let read_out = &self.inner.read_out;
         let tokens = queries
             .iter()
             .map(|query| read_out.tokens(&dataset::normalise(query)));
         let tokens = tokens.collect::<Result<Vec<_>, _>>()?;
-        let mut logits = Vec::with_capacity(queries.len());
+        let mut all = Vec::with_capacity(queries.len());
         let mut rest = tokens.as_slice();
         while !rest.is_empty() {
             let mut sum = 0;
@@ -136,38 +157,49 @@ impl Router {
             rest = later;
             for mut features in read_out.read(batch)? {
                 self.inner.file.standardise(&mut features);
-                logits.push(self.inner.file.head.logits(&features));
+                all.push(features);
             }
         }
-        let latency = start.elapsed();
-        Ok(logits
-            .iter()
-            .map(|logits| decide(&self.inner.file.settings, logits, latency))
-            .collect())
+        Ok(all)
     }
 }
 
-/// Logits (the experts', then that of [`EXPERT_END`]) to a routing.
-pub(crate) fn decide(settings: &Settings, logits: &[f32], latency: Duration) -> Routing {
-    let shared = probabilities(logits, settings.temperature);
-    let mut probabilities: Vec<(String, f32)> = settings.experts.iter().cloned().zip(shared).collect();
+/// What was read of a query, calibrated: a routing.
+pub(crate) fn decide(settings: &Settings, scored: &Scored, latency: Duration) -> Routing {
+    let in_scope = in_scope(settings.scope.as_ref(), settings.temperature(), scored);
+    let p = probabilities(settings.temperature(), scored, in_scope);
+    let mut probabilities: Vec<(String, f32)> = settings.experts.iter().cloned().zip(p).collect();
     probabilities.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let confidence = probabilities.first().map_or(0.0, |(_, p)| *p);
+    let out_of_scope = settings
+        .scope
+        .as_ref()
+        .is_some_and(|scope| in_scope < scope.threshold);
     Routing {
         confidence,
-        abstained: confidence < settings.threshold,
+        in_scope,
+        out_of_scope,
+        abstained: out_of_scope || confidence < settings.threshold,
         probabilities,
         latency,
     }
 }
 
-/// Probabilities of the experts, that of [`EXPERT_END`] (the last logit) shared out among them.
-pub(crate) fn probabilities(logits: &[f32], temperature: f32) -> Vec<f32> {
-    let mut p = calibrate::softmax(logits, temperature);
-    let end = p.pop().unwrap_or(0.0);
-    let share = end / p.len().max(1) as f32;
-    p.iter_mut().for_each(|p| *p += share);
-    p
+/// Probability that a query is in scope; that of the experts' tokens together where no regression was fitted.
+pub(crate) fn in_scope(scope: Option<&Scope>, temperature: Temperature, scored: &Scored) -> f32 {
+    match scope {
+        Some(scope) => scope.probability(scored),
+        None => {
+            let p = calibrate::softmax(&scored.logits, temperature.at(scored.distance));
+            1.0 - p.last().copied().unwrap_or(0.0)
+        }
+    }
+}
+
+/// Probabilities of the experts, in token order.
+pub(crate) fn probabilities(temperature: Temperature, scored: &Scored, in_scope: f32) -> Vec<f32> {
+    let experts = scored.logits.split_last().map_or(&[][..], |(_, experts)| experts);
+    calibrate::probabilities(experts, temperature.at(scored.distance), in_scope)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod error;
 pub mod evaluate;
 pub mod functional;
 pub mod policy;
+mod scope;
 #[cfg(test)]
 mod tiny;
 pub mod train;

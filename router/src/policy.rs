@@ -25,8 +25,10 @@ pub const RUNNER_UP_RATIO: f32 = 0.5;
 pub enum Reason {
     /// The router's likeliest expert.
     Routed,
-    /// Confidence was below the threshold: the generalist answers.
+    /// In scope, but the confidence was below the threshold: the generalist answers.
     Abstained,
+    /// The query is nothing that the experts are for: the generalist answers.
+    OutOfScope,
     /// The caller named the expert.
     Requested,
     /// The likeliest expert is not configured here.
@@ -59,7 +61,7 @@ pub struct Candidate {
 pub struct PolicySettings {
     /// Who answers when the router abstains.
     pub generalist: String,
-    /// Overrides the router's own threshold (0 to 1).
+    /// Overrides the router's own threshold of the confidence (0 to 1). An out-of-scope query is the generalist's all the same.
     pub min_confidence: Option<f32>,
     /// Whether external experts may be chosen.
     pub allow_external: bool,
@@ -116,9 +118,14 @@ pub fn decide(
         {
             None => {
                 abstained = true;
+                let rule = if routing.is_some_and(|routing| routing.out_of_scope) {
+                    Reason::OutOfScope
+                } else {
+                    Reason::Abstained
+                };
                 (
                     generalist,
-                    Reason::Abstained,
+                    rule,
                     [generalist].into_iter().chain(likeliest_usable()).collect(),
                 )
             }
@@ -167,9 +174,8 @@ pub fn decide(
 
 /// Whether the router abstains under these settings.
 fn abstains(routing: &Routing, settings: &PolicySettings) -> bool {
-    settings
-        .min_confidence
-        .map_or(routing.abstained, |least| routing.confidence < least)
+    let is_unsure = |least| routing.out_of_scope || routing.confidence < least;
+    settings.min_confidence.map_or(routing.abstained, is_unsure)
 }
 
 /// Why an expert may not answer; `None` if it may.

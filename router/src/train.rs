@@ -6,8 +6,9 @@
 //!    rare experts count beside frequent ones.
 //! 3. Read-out, `l2`, `β` and `γ` by coordinate search on the dev objective: the mean, over the dev files, of accuracy
 //!    and macro-F1. Each dev file counts the same, however long.
-//! 4. Temperature by dev likelihood, then the abstention threshold: the lowest at which at most `max_error`
-//!    of the accepted dev rows are wrong. Rows labelled [`EXPERT_END`] are wrong whenever they are accepted.
+//! 4. Scope (`crate::scope`) from dev rows with and without an expert; temperature by dev likelihood; then the abstention
+//!    threshold: the lowest at which at most `max_error` of the accepted dev rows are wrong. Rows labelled [`EXPERT_END`] are
+//!    wrong whenever they are accepted.
 //!
 //! The fit is convex and starts from zero; the seed only chooses which rows stay when `max_per_expert` drops some.
 
@@ -20,7 +21,7 @@ mod split;
 
 pub(crate) use card::write_json;
 pub use card::{Choices, Report, SourceFile};
-pub(crate) use regression::Head;
+pub(crate) use regression::{Head, dot32};
 
 use crate::RouterError;
 use crate::dataset;
@@ -133,22 +134,20 @@ pub fn train_router(
         experts: &experts,
     };
     let (fit, grid) = lab.search(&candidates, progress)?;
-    let logits = lab.logits(&fit)?;
-    let (temperature, threshold) = lab.calibrate(&logits, options.max_error);
-
-    let file = RouterFile {
+    let scored = lab.scored(&fit)?;
+    let mut file = RouterFile {
         settings: functional::Settings {
             format: functional::FORMAT,
             model: ModelIdentity::of(model),
             read_out: spec(fit.choices.features.clone()),
             experts: experts.clone(),
-            temperature,
-            threshold,
+            ..functional::Settings::untrained(&experts)
         },
         head: fit.head.clone(),
         mean: fit.mean.clone(),
         scale: fit.scale.clone(),
     };
+    lab.calibrate(&scored, options.max_error, &mut file.settings);
     let mut report = Report {
         experts: experts.clone(),
         sources,
@@ -158,14 +157,15 @@ pub fn train_router(
         trained_rows: train.labels.len(),
         dropped_rows,
         choices: fit.choices,
-        temperature,
-        threshold,
+        temperature: file.settings.temperature(),
+        threshold: file.settings.threshold,
+        scope: file.settings.scope.clone(),
         grid,
         dev: BTreeMap::new(),
         unanswerable: 0,
         unanswerable_abstained: 0,
     };
-    lab.report(&file.settings, &logits, &mut report)?;
+    lab.report(&file.settings, &scored, &mut report)?;
     std::fs::create_dir_all(&options.out).map_err(|source| RouterError::Io {
         path: options.out.clone(),
         source,

@@ -17,6 +17,8 @@ fn routing(chosen: &str, other: &str, confidence: f32, abstained: bool, us: u64)
     Routing {
         probabilities: vec![(chosen.into(), confidence), (other.into(), 1.0 - confidence)],
         confidence,
+        in_scope: confidence,
+        out_of_scope: false,
         abstained,
         latency: Duration::from_micros(us),
     }
@@ -63,6 +65,10 @@ fn figures_of_a_case_worked_by_hand() {
     assert_eq!(figures.confusion.counts, [[2, 1, 0], [0, 1, 0], [0, 0, 0]]);
     near(figures.experts[0].recall, 2.0 / 3.0);
     near(figures.experts[1].precision, 0.5);
+    // The surest three of four: 0.9, 0.9 (right), 0.6 (wrong). Risks at 1 to 4 rows: 0, 0, 1/3, 1/4.
+    near(figures.accuracy_at_60, 2.0 / 3.0);
+    near(figures.aurc, (1.0 / 3.0 + 0.25) / 4.0);
+    assert_eq!(figures.out_of_scope, None);
     near(figures.risk_coverage[9].accuracy, 1.0);
     near(figures.risk_coverage[19].accuracy, 0.75);
     let text = figures.to_string();
@@ -80,6 +86,35 @@ fn an_unknown_label_is_named() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("\"skin\"") && error.contains("a, b, c"), "{error}");
+}
+
+#[test]
+fn rows_without_an_expert_count_for_scope_alone() {
+    let mut accumulator = Accumulator::new(&experts());
+    for (truth, in_scope, confidence, abstained) in [
+        ("a", 0.9, 0.9, false),
+        ("a", 0.8, 0.3, true),
+        (EXPERT_END, 0.1, 0.4, true),
+        (EXPERT_END, 0.8, 0.2, true),
+        (EXPERT_END, 0.2, 0.9, false),
+    ] {
+        let routing = Routing {
+            in_scope,
+            ..routing("a", "b", confidence, abstained, 1)
+        };
+        accumulator.push(&row(truth, None), &routing).unwrap();
+    }
+    let figures = accumulator.finish();
+    assert_eq!((figures.n, figures.coverage), (2, 0.5));
+    let scope = figures.out_of_scope.clone().unwrap();
+    assert_eq!((scope.n, scope.abstained), (3, 2.0 / 3.0));
+    // Of six pairs five are in order and one is tied; by confidence 0.9 beats two and ties one, 0.3 beats one.
+    near(scope.ood_auroc, 5.5 / 6.0);
+    near(scope.ood_auroc_confidence, 3.5 / 6.0);
+    assert!(
+        figures.to_string().contains("ood_auroc           0.9167"),
+        "{figures}"
+    );
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use super::ReadOutSpec;
 use crate::RouterError;
+use crate::calibrate::Temperature;
+use crate::scope::{Scope, Scored};
 use crate::train::Head;
 use half::f16;
 use referral_lm::LanguageModel;
@@ -50,11 +52,25 @@ pub(crate) struct Settings {
     pub(crate) read_out: ReadOutSpec,
     /// In token order; `<expert_end>` follows the last.
     pub(crate) experts: Vec<String>,
+    /// At distance 0; see [`crate::calibrate::Temperature`].
     pub(crate) temperature: f32,
+    #[serde(default)]
+    pub(crate) temperature_slope: f32,
     pub(crate) threshold: f32,
+    /// Missing where the dev files had too few rows without an expert to fit it on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scope: Option<Scope>,
 }
 
 impl Settings {
+    /// The temperature as a whole.
+    pub(crate) fn temperature(&self) -> Temperature {
+        Temperature {
+            base: self.temperature,
+            slope: self.temperature_slope,
+        }
+    }
+
     /// Settings that leave logits as they are and never abstain.
     pub(crate) fn untrained(experts: &[String]) -> Self {
         Self {
@@ -72,7 +88,9 @@ impl Settings {
             },
             experts: experts.to_vec(),
             temperature: 1.0,
+            temperature_slope: 0.0,
             threshold: 0.0,
+            scope: None,
         }
     }
 }
@@ -93,6 +111,15 @@ impl RouterFile {
         for ((x, mean), scale) in features.iter_mut().zip(&self.mean).zip(&self.scale) {
             *x = (*x - mean) / scale;
         }
+    }
+
+    /// What standardised features say.
+    pub(crate) fn score(&self, features: &[f32]) -> Scored {
+        Scored::new(
+            self.head.logits(features),
+            features,
+            self.settings.read_out.features.len(),
+        )
     }
 
     /// Reads and checks both files; `path` is for messages only.
@@ -239,6 +266,15 @@ fn fault(settings: &Settings, model: &ModelIdentity) -> Option<String> {
     }
     if !(settings.temperature.is_finite() && settings.temperature > 0.0) {
         return Some(format!("temperature: {} is not positive", settings.temperature));
+    }
+    if !settings.temperature_slope.is_finite() {
+        return Some(format!(
+            "temperature_slope: {} is not finite",
+            settings.temperature_slope
+        ));
+    }
+    if settings.scope.as_ref().is_some_and(|scope| !scope.is_sound()) {
+        return Some("scope: weights must be finite and the threshold between 0 and 1".to_owned());
     }
     if !(0.0..=1.0).contains(&settings.threshold) {
         return Some(format!(

@@ -2,6 +2,14 @@ use super::*;
 use crate::tiny;
 use crate::train::Head;
 
+fn scope(threshold: f32) -> Scope {
+    Scope {
+        weights: [1.0, 0.1, -0.5],
+        bias: 0.0,
+        threshold,
+    }
+}
+
 fn router_file(model: &LanguageModel) -> RouterFile {
     let features = [(1, Pooling::Mean), (2, Pooling::Mean), (2, Pooling::Last)];
     let features = features
@@ -20,7 +28,9 @@ fn router_file(model: &LanguageModel) -> RouterFile {
             },
             experts: vec!["heart".into(), "lungs".into()],
             temperature: 2.0,
+            temperature_slope: 0.5,
             threshold: 0.5,
+            scope: Some(scope(0.4)),
         },
         head: Head {
             rows,
@@ -136,12 +146,49 @@ fn the_end_token_flattens_the_distribution() {
         threshold: 0.6,
         ..Settings::untrained(&["a".into(), "b".into()])
     };
-    let sure = decide(&settings, &[3.0, 0.0, -9.0], Duration::ZERO);
-    let vague = decide(&settings, &[3.0, 0.0, 5.0], Duration::ZERO);
-    assert!(!sure.abstained && vague.abstained);
+    let routing = |logits: [f32; 3]| {
+        let logits = logits.to_vec();
+        decide(
+            &settings,
+            &Scored {
+                logits,
+                distance: 0.0,
+            },
+            Duration::ZERO,
+        )
+    };
+    let sure = routing([3.0, 0.0, -9.0]);
+    let vague = routing([3.0, 0.0, 5.0]);
+    assert!(!sure.abstained && vague.abstained && !vague.out_of_scope);
     assert_eq!((sure.expert(), vague.expert()), ("a", "a"));
     let end = 5f32.exp() / (3f32.exp() + 1.0 + 5f32.exp());
     assert!((vague.confidence - (3f32.exp() / 5f32.exp() * end + end / 2.0)).abs() < 1e-5);
+    assert!((vague.in_scope - (1.0 - end)).abs() < 1e-5);
+}
+
+#[test]
+fn an_out_of_scope_query_is_abstained_on_and_flat() {
+    let settings = Settings {
+        scope: Some(scope(0.4)),
+        ..Settings::untrained(&["a".into(), "b".into()])
+    };
+    let routing = |distance, end| {
+        let logits = vec![3.0, 0.0, end];
+        decide(&settings, &Scored { logits, distance }, Duration::ZERO)
+    };
+    let (near, far, vague) = (routing(0.0, 0.0), routing(9.0, 0.0), routing(0.0, 6.0));
+    assert!(
+        !near.out_of_scope && !near.abstained && near.in_scope > 0.9,
+        "{near:?}"
+    );
+    for routing in [far, vague] {
+        assert!(
+            routing.out_of_scope && routing.abstained && routing.in_scope < 0.4,
+            "{routing:?}"
+        );
+        assert!(routing.confidence < near.confidence);
+        assert!((routing.probabilities.iter().map(|(_, p)| p).sum::<f32>() - 1.0).abs() < 1e-6);
+    }
 }
 
 #[test]
@@ -213,6 +260,7 @@ fn unusable_files_are_named() {
     );
     fails(&edit(&|f| f.settings.temperature = 0.0), "temperature");
     fails(&edit(&|f| f.settings.threshold = 1.5), "threshold");
+    fails(&edit(&|f| f.settings.scope = Some(scope(2.0))), "scope: weights");
     fails(
         &edit(&|f| f.settings.read_out.features[1].layer = 7),
         "layers 1 to 3",

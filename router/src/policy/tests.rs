@@ -9,6 +9,8 @@ fn routing(probabilities: &[(&str, f32)], abstained: bool) -> Routing {
             .map(|(name, p)| ((*name).to_owned(), *p))
             .collect(),
         confidence: probabilities.first().map_or(0.0, |(_, p)| *p),
+        in_scope: 1.0,
+        out_of_scope: false,
         abstained,
         latency: Duration::from_millis(1),
     }
@@ -197,6 +199,8 @@ fn any_routing() -> impl Strategy<Value = Option<Routing>> {
             probabilities: pairs,
             confidence,
             abstained,
+            in_scope: 1.0,
+            out_of_scope: false,
             latency: Duration::ZERO,
         }
     }))
@@ -255,5 +259,27 @@ proptest! {
                 prop_assert_eq!(Some(name), requested);
             }
         }
+    }
+}
+
+#[test]
+fn an_out_of_scope_query_is_the_generalists_whatever_the_least_confidence() {
+    let routing = Routing {
+        in_scope: 0.02,
+        out_of_scope: true,
+        ..routing(&[("heart", 0.8), ("lungs", 0.2)], true)
+    };
+    let all = [candidate("heart"), candidate("generalist")];
+    for min_confidence in [None, Some(0.0), Some(0.9)] {
+        let settings = PolicySettings {
+            min_confidence,
+            ..settings()
+        };
+        let choice = decide(Some(&routing), None, &all, &settings).unwrap();
+        assert_eq!(
+            (choice.order, choice.abstained),
+            (vec!["generalist".to_owned(), "heart".to_owned()], true)
+        );
+        assert_eq!(choice.reasons, [Reason::OutOfScope]);
     }
 }

@@ -1,7 +1,9 @@
 //! What a training run leaves behind besides the router: a report for machines, one for readers, and the card.
 
+use crate::calibrate::Temperature;
 use crate::dataset::DataFile;
 use crate::functional::{Feature, ModelIdentity};
+use crate::scope::Scope;
 use crate::{Evaluation, RouterError};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -80,9 +82,11 @@ pub struct Report {
     /// What was chosen.
     pub choices: Choices,
     /// The temperature.
-    pub temperature: f32,
+    pub temperature: Temperature,
     /// The confidence below which the router abstains.
     pub threshold: f32,
+    /// The scope's regression, if the dev files had enough rows labelled `<expert_end>`.
+    pub(crate) scope: Option<Scope>,
     /// All that was tried.
     pub grid: Vec<Choices>,
     /// Figures on each dev file (`<expert_end>` rows left out). Choices were made on them: they flatter a little.
@@ -166,12 +170,27 @@ impl fmt::Display for Report {
             f,
             "l2 {l2}, class balance {class_balance}, source exponent {source_exponent}"
         )?;
-        writeln!(f, "temperature         {:.3}", self.temperature)?;
+        let Temperature { base, slope } = self.temperature;
+        writeln!(
+            f,
+            "temperature         {base:.3}, times exp({slope:.2} · distance)"
+        )?;
         writeln!(
             f,
             "threshold           {:.3} (at most {} of accepted dev rows wrong)",
             self.threshold, self.max_error
         )?;
+        if let Some(Scope {
+            weights: [end, energy, distance],
+            threshold,
+            ..
+        }) = &self.scope
+        {
+            writeln!(
+                f,
+                "scope               {end:.2} end, {energy:.2} energy, {distance:.2} distance; threshold {threshold:.3}"
+            )?;
+        }
         if self.unanswerable > 0 {
             writeln!(
                 f,

@@ -2,9 +2,10 @@
 
 use super::search::Lab;
 use super::{Report, SourceFile};
-use crate::calibrate::{self, Outcome};
+use crate::calibrate::{self, Outcome, Temperature};
 use crate::evaluate::Accumulator;
 use crate::functional::{self, EXPERT_END};
+use crate::scope::{self, Scope, Scored};
 use crate::{Evaluation, RouterError};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,9 +20,9 @@ impl Lab<'_> {
     }
 
     /// Mean over the dev files of accuracy and macro-F1.
-    pub(super) fn objective(&self, logits: &[Vec<f32>]) -> Result<f64, RouterError> {
+    pub(super) fn objective(&self, scored: &[Scored]) -> Result<f64, RouterError> {
         let settings = functional::Settings::untrained(self.experts);
-        let files = self.evaluations(&settings, logits)?;
+        let files = self.evaluations(&settings, scored)?;
         let sum: f64 = files
             .values()
             .map(|figures| 0.5 * (figures.accuracy + figures.macro_f1))
@@ -33,21 +34,21 @@ impl Lab<'_> {
     fn evaluations(
         &self,
         settings: &functional::Settings,
-        logits: &[Vec<f32>],
+        scored: &[Scored],
     ) -> Result<BTreeMap<String, Evaluation>, RouterError> {
         let mut by_file = BTreeMap::new();
-        let mut rest = logits;
+        let mut rest = scored;
         for file in self.dev {
             let (own, later) = rest.split_at(file.rows.len());
             rest = later;
             let mut accumulator = Accumulator::new(self.experts);
-            for (row, logits) in file
+            for (row, scored) in file
                 .rows
                 .iter()
                 .zip(own)
                 .filter(|(row, _)| row.expert != EXPERT_END)
             {
-                accumulator.push(row, &functional::decide(settings, logits, Duration::ZERO))?;
+                accumulator.push(row, &functional::decide(settings, scored, Duration::ZERO))?;
             }
             let figures = accumulator.finish();
             if figures.n > 0 {
@@ -57,53 +58,88 @@ impl Lab<'_> {
         Ok(by_file)
     }
 
-    /// Temperature and threshold. Each dev file counts the same, however long, as it does for the objective.
-    pub(super) fn calibrate(&self, logits: &[Vec<f32>], max_error: f64) -> (f32, f32) {
-        let sizes: Vec<f32> = self.dev.iter().map(|file| file.rows.len() as f32).collect();
+    /// Fills in scope, temperature and thresholds, in this order, each made with those before it. Each dev file counts the
+    /// same, however long, as it does for the objective; all rows without an expert count as one file.
+    pub(super) fn calibrate(&self, scored: &[Scored], max_error: f64, settings: &mut functional::Settings) {
+        let mut sizes = vec![0usize; self.dev.len()];
+        let mut unanswerable = 0;
+        for (row, file) in self.held.files.iter().enumerate() {
+            if self.is_answerable(row) {
+                if let Some(size) = sizes.get_mut(*file) {
+                    *size += 1;
+                }
+            } else {
+                unanswerable += 1;
+            }
+        }
         let weight = |row: usize| {
             let file = self.held.files.get(row).and_then(|file| sizes.get(*file));
-            1.0 / file.copied().unwrap_or(1.0)
+            let size = if self.is_answerable(row) {
+                file.copied().unwrap_or(1)
+            } else {
+                unanswerable
+            };
+            1.0 / size.max(1) as f32
         };
-        let rows = logits.iter().zip(&self.held.labels).enumerate();
+        let examples: Vec<scope::Example<'_>> = scored
+            .iter()
+            .enumerate()
+            .map(|(row, scored)| scope::Example {
+                scored,
+                is_in_scope: self.is_answerable(row),
+                weight: f64::from(weight(row)),
+            })
+            .collect();
+        settings.scope = Scope::fit(&examples);
+
+        let rows = scored.iter().zip(&self.held.labels).enumerate();
         let examples: Vec<_> = rows
             .clone()
             .filter(|(row, _)| self.is_answerable(*row))
-            .map(|(row, (logits, label))| calibrate::Example {
-                logits,
-                label: *label,
-                weight: weight(row),
+            .filter_map(|(row, (scored, label))| {
+                let (_, logits) = scored.logits.split_last()?;
+                Some(calibrate::Example {
+                    logits,
+                    distance: scored.distance,
+                    in_scope: functional::in_scope(settings.scope.as_ref(), Temperature::ONE, scored),
+                    label: *label,
+                    weight: weight(row),
+                })
             })
             .collect();
         let temperature = calibrate::fit_temperature(&examples);
+        (settings.temperature, settings.temperature_slope) = (temperature.base, temperature.slope);
+        settings.threshold = 0.0;
         let outcomes: Vec<Outcome> = rows
-            .map(|(row, (logits, label))| {
-                let p = functional::probabilities(logits, temperature);
-                let top = p.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-                let (chosen, confidence) = top.map_or((0, 0.0), |(chosen, p)| (chosen, *p));
-                Outcome {
-                    confidence,
-                    is_right: chosen == *label,
+            .filter_map(|(row, (scored, label))| {
+                let routing = functional::decide(settings, scored, Duration::ZERO);
+                (!routing.out_of_scope).then(|| Outcome {
+                    confidence: routing.confidence,
+                    is_right: self
+                        .experts
+                        .get(*label)
+                        .is_some_and(|expert| expert == routing.expert()),
                     weight: weight(row),
-                }
+                })
             })
             .collect();
-        (temperature, calibrate::threshold_for_error(&outcomes, max_error))
+        settings.threshold = calibrate::threshold_for_error(&outcomes, max_error);
     }
 
     pub(super) fn report(
         &self,
         settings: &functional::Settings,
-        logits: &[Vec<f32>],
+        scored: &[Scored],
         report: &mut Report,
     ) -> Result<(), RouterError> {
-        report.dev = self.evaluations(settings, logits)?;
-        for (_, logits) in logits
+        report.dev = self.evaluations(settings, scored)?;
+        for (_, scored) in scored
             .iter()
             .enumerate()
             .filter(|(row, _)| !self.is_answerable(*row))
         {
             report.unanswerable += 1;
-            let routing = functional::decide(settings, logits, Duration::ZERO);
+            let routing = functional::decide(settings, scored, Duration::ZERO);
             report.unanswerable_abstained += usize::from(routing.abstained);
         }
         Ok(())

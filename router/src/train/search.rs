@@ -6,6 +6,7 @@ use super::{Choices, Head};
 use crate::RouterError;
 use crate::dataset::DataFile;
 use crate::functional::{Feature, Pooling};
+use crate::scope::Scored;
 use candle_core::{Device, Tensor};
 use indicatif::ProgressBar;
 use referral_lm::LmError;
@@ -190,15 +191,15 @@ impl Lab<'_> {
             mean: mean.to_vec(),
             scale: scale.to_vec(),
         };
-        choices.objective = self.objective(&self.logits(&fit)?)?;
+        choices.objective = self.objective(&self.scored(&fit)?)?;
         fit.choices = choices.clone();
         progress.set_message(format!("fitting: objective {:.4}", choices.objective));
         grid.push(choices);
         Ok(fit)
     }
 
-    /// Logits of the dev rows.
-    pub(super) fn logits(&self, fit: &Fit) -> Result<Vec<Vec<f32>>, RouterError> {
+    /// What the dev rows' features say.
+    pub(super) fn scored(&self, fit: &Fit) -> Result<Vec<Scored>, RouterError> {
         let mut matrix = self.held.matrix(self.width, self.union, &fit.choices.features);
         let rows = matrix.chunks_exact_mut(fit.mean.len());
         Ok(rows
@@ -206,7 +207,7 @@ impl Lab<'_> {
                 for ((x, mean), scale) in row.iter_mut().zip(&fit.mean).zip(&fit.scale) {
                     *x = (*x - mean) / scale;
                 }
-                fit.head.logits(row)
+                Scored::new(fit.head.logits(row), row, fit.choices.features.len())
             })
             .collect())
     }

@@ -50,6 +50,12 @@ fn a_trained_router_routes_repeats_and_says_what_it_was_made_from() {
         .unwrap();
     assert_eq!((routings[0].expert(), routings[1].expert()), ("drugs", "heart"));
     assert_eq!(routings.len(), 3);
+    assert!(report.scope.is_some(), "{report}");
+    let vague = &router.route(&["ooo uuu 7"]).unwrap()[0];
+    assert!(
+        vague.out_of_scope && vague.in_scope < 0.5 && routings[0].in_scope > 0.5,
+        "{vague:?}"
+    );
     for name in ["report.json", "report.txt", "README.md"] {
         let text = std::fs::read_to_string(options.out.join(name)).unwrap();
         assert!(text.contains("heart"), "{name}: {text}");
@@ -240,7 +246,7 @@ fn assert_features_route_as_the_router_does(
             );
         }
         file.standardise(&mut vector);
-        let got = decide(&file.settings, &file.head.logits(&vector), Duration::ZERO);
+        let got = decide(&file.settings, &file.score(&vector), Duration::ZERO);
         for (expert, p) in &want.probabilities {
             let (_, other) = got.probabilities.iter().find(|(name, _)| name == expert).unwrap();
             assert!((p - other).abs() < tolerance, "{query}: {expert} {p} {other}");
