@@ -169,7 +169,8 @@ impl Decider for ScriptedDecider {
                     fix: "mend it".into(),
                 });
             }
-            let abstained = query.starts_with("vague");
+            let out_of_scope = query.starts_with("nonsense");
+            let abstained = out_of_scope || query.starts_with("vague");
             let confidence = if abstained { 0.3 } else { 0.9 };
             let (first, second) = if query.starts_with("oncology") {
                 ("oncology", "pharmacy")
@@ -182,6 +183,8 @@ impl Decider for ScriptedDecider {
                     (second.to_owned(), 1.0 - confidence),
                 ],
                 confidence,
+                in_scope: if out_of_scope { 0.05 } else { 0.95 },
+                out_of_scope,
                 abstained,
                 latency: Duration::from_micros(7),
             })

@@ -289,6 +289,7 @@ mod decisions {
             expert: Some(expert.to_owned()),
             probabilities: vec![(expert.to_owned(), 1.0)],
             confidence: Some(0.9),
+            in_scope: Some(0.8),
             abstained: false,
             reasons: Vec::new(),
             fallbacks: Vec::new(),

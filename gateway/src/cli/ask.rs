@@ -195,6 +195,9 @@ fn describe(decision: &v1::Decision) -> String {
         .map(|reason| json::short_name(reason.as_str_name(), "REASON_"))
         .collect();
     let sure = match decision.probabilities.first() {
+        Some(_) if decision.reasons().any(|reason| reason == v1::Reason::OutOfScope) => {
+            format!(", in scope with probability {:.2}", decision.in_scope())
+        }
         Some(first) if decision.abstained => {
             format!(", not sure ({} {:.2})", first.expert, first.probability)
         }

@@ -6,7 +6,7 @@ use super::output::{print_json, stdout};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use referral_router::dataset::{Reader, Row};
-use referral_router::evaluate::evaluate_file;
+use referral_router::evaluate::evaluate_files;
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -21,9 +21,10 @@ pub(crate) struct Arguments {
 enum Command {
     /// Route labelled queries and report accuracy, macro-F1, calibration, coverage and latency
     Routing {
-        /// Rows {id, query, expert}: JSON lines, .gz is read too
-        #[arg(long, value_name = "FILE")]
-        data: PathBuf,
+        /// Rows {id, query, expert}: JSON lines, .gz is read too; give it again to measure files together, e.g. one with
+        /// rows labelled <expert_end>, which call for no expert
+        #[arg(long, value_name = "FILE", required = true)]
+        data: Vec<PathBuf>,
         #[command(flatten)]
         router: RouterOptions,
         /// How to print the report
@@ -42,10 +43,12 @@ enum Format {
 pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
     let Command::Routing { data, router, format } = &arguments.command;
     // Opened once before the model is loaded: a typo is told at once.
-    Reader::<Row>::open(data)?;
+    for path in data {
+        Reader::<Row>::open(path)?;
+    }
     let router = router.load(&config.load()?.settings)?;
     let bar = counter("queries routed")?;
-    let evaluation = evaluate_file(&router, data, |done| bar.set_position(done as u64))?;
+    let evaluation = evaluate_files(&router, data, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     match format {
         Format::Text => Ok(write!(stdout(), "{evaluation}")?),

@@ -13,7 +13,8 @@ use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Each line of the output: id, expert (the likeliest; the generalist answers where abstained is true),
-confidence, abstained, probabilities by expert, latency_us.
+confidence, in_scope (probability that the query is anything for these experts), out_of_scope, abstained,
+probabilities by expert, latency_us.
 
 Example:
   echo '{\"id\": 1, \"query\": \"Is metformin safe with an eGFR of 28?\"}' > queries.jsonl
@@ -39,6 +40,8 @@ struct Line<'a> {
     id: &'a str,
     expert: &'a str,
     confidence: f32,
+    in_scope: f32,
+    out_of_scope: bool,
     abstained: bool,
     #[serde(serialize_with = "as_map")]
     probabilities: &'a [(String, f32)],
@@ -80,6 +83,8 @@ fn line<'a>(id: &'a str, routing: &'a Routing) -> Line<'a> {
         id,
         expert: routing.expert(),
         confidence: routing.confidence,
+        in_scope: routing.in_scope,
+        out_of_scope: routing.out_of_scope,
         abstained: routing.abstained,
         probabilities: &routing.probabilities,
         latency_us: u64::try_from(routing.latency.as_micros()).unwrap_or(u64::MAX),
@@ -100,11 +105,13 @@ mod tests {
         let routing = Routing {
             probabilities: vec![("b".to_owned(), 0.9), ("a".to_owned(), 0.1)],
             confidence: 0.9,
+            in_scope: 0.75,
+            out_of_scope: false,
             abstained: false,
             latency: Duration::from_micros(1_500),
         };
         let expected = concat!(
-            r#"{"id":"7","expert":"b","confidence":0.9,"abstained":false,"#,
+            r#"{"id":"7","expert":"b","confidence":0.9,"in_scope":0.75,"out_of_scope":false,"abstained":false,"#,
             r#""probabilities":{"b":0.9,"a":0.1},"latency_us":1500}"#
         );
         assert_eq!(serde_json::to_string(&line("7", &routing)).unwrap(), expected);

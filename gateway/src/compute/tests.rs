@@ -35,6 +35,8 @@ impl Decider for Scripted {
         let routing = |query: &&str| Routing {
             probabilities: vec![((*query).to_owned(), 1.0)],
             confidence: 1.0,
+            in_scope: 1.0,
+            out_of_scope: false,
             abstained: false,
             latency: Duration::ZERO,
         };

@@ -35,6 +35,7 @@ pub fn decision_to_wire(decision: Decision) -> v1::Decision {
         router_version: decision.router_version,
         router_latency_us: micros(decision.router_latency),
         trace_id: decision.trace_id,
+        in_scope: decision.in_scope,
     }
 }
 
@@ -42,6 +43,7 @@ fn reason_to_wire(reason: Reason) -> v1::Reason {
     match reason {
         Reason::Routed => v1::Reason::Routed,
         Reason::Abstained => v1::Reason::Abstained,
+        Reason::OutOfScope => v1::Reason::OutOfScope,
         Reason::Requested => v1::Reason::Requested,
         Reason::NotConfigured => v1::Reason::NotConfigured,
         Reason::Unhealthy => v1::Reason::Unhealthy,

@@ -56,6 +56,8 @@ async fn answers_and_decisions_are_json() {
         (StatusCode::OK, Some("generalist"))
     );
     assert_eq!(routed["decision"]["abstained"], true);
+    assert!((routed["decision"]["in_scope"].as_f64().unwrap() - 0.95).abs() < 1e-6);
+    assert_eq!(routed["decision"]["reasons"], serde_json::json!(["abstained"]));
 }
 
 #[tokio::test]

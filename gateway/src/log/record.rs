@@ -27,6 +27,8 @@ pub struct DecisionRecord {
     pub probabilities: Vec<(String, f32)>,
     /// The router's confidence, if it was asked.
     pub confidence: Option<f32>,
+    /// Probability that the query is anything for the experts, if the router was asked.
+    pub in_scope: Option<f32>,
     /// Whether the router abstained.
     pub abstained: bool,
     /// Why, most important first.

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Version of the tables, kept in SQLite's `user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+/// From version 1 to 2: what a new table has as its last column.
+const ADD_SCOPE: &str = "ALTER TABLE decisions ADD COLUMN in_scope REAL";
 
 const TABLES: &str = "
 CREATE TABLE decisions (
@@ -34,7 +36,8 @@ CREATE TABLE decisions (
     mean_log_probability REAL,
     outcome TEXT NOT NULL,
     error_kind TEXT,
-    finish_reason TEXT
+    finish_reason TEXT,
+    in_scope REAL
 ) STRICT;
 CREATE INDEX decisions_received ON decisions (received_us);
 CREATE TABLE feedback (
@@ -118,6 +121,10 @@ fn prepare(path: &Path) -> Result<Connection, Refusal> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     match user_version(&transaction)? {
         VERSION => {}
+        1 => {
+            transaction.execute_batch(ADD_SCOPE)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+        }
         0 => {
             let tables: i64 =
                 transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -140,6 +147,9 @@ fn user_version(connection: &Connection) -> rusqlite::Result<i64> {
 fn version_message(found: i64) -> String {
     if found == 0 {
         return "it is no decision log. Set log.path to one".to_owned();
+    }
+    if found == 1 {
+        return "its tables have version 1: start `referral serve` once to bring them up to date".to_owned();
     }
     format!("its tables have version {found}, this build knows {VERSION}: use the referral that wrote it")
 }

@@ -34,6 +34,8 @@ pub struct StoredDecision {
     pub likeliest: Option<String>,
     /// The router's confidence.
     pub confidence: Option<f64>,
+    /// Probability that the query is anything for the experts.
+    pub in_scope: Option<f64>,
     /// Probability by expert, likeliest first.
     pub probabilities: Value,
     /// Whether the router abstained.
@@ -172,6 +174,7 @@ fn decision(row: &Row<'_>) -> rusqlite::Result<StoredDecision> {
         expert: row.get("expert")?,
         likeliest: row.get("likeliest")?,
         confidence: row.get("confidence")?,
+        in_scope: row.get("in_scope")?,
         probabilities: json("probabilities")?,
         abstained: row.get("abstained")?,
         reasons: json("reasons")?,

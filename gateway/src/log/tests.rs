@@ -29,6 +29,7 @@ fn record(query: &str) -> DecisionRecord {
         expert: Some("oncology".to_owned()),
         probabilities: vec![("oncology".to_owned(), 0.7), ("general".to_owned(), 0.3)],
         confidence: Some(0.7),
+        in_scope: Some(0.95),
         abstained: false,
         reasons: vec![Reason::Routed, Reason::Fallback],
         fallbacks: vec![FallbackRecord {
@@ -360,8 +361,8 @@ fn unusable_databases_are_refused_at_the_start() {
     assert!(refused("foreign").contains("another program's"));
 
     let newer = rusqlite::Connection::open(directory.path().join("newer")).unwrap();
-    newer.pragma_update(None, "user_version", 2).unwrap();
-    assert!(refused("newer").contains("version 2, this build knows 1"));
+    newer.pragma_update(None, "user_version", 3).unwrap();
+    assert!(refused("newer").contains("version 3, this build knows 2"));
 
     let locked = rusqlite::Connection::open(directory.path().join("locked")).unwrap();
     locked.execute_batch("BEGIN EXCLUSIVE").unwrap();
@@ -372,4 +373,20 @@ fn unusable_databases_are_refused_at_the_start() {
     std::fs::write(directory.path().join("file"), "").unwrap();
     assert!(refused("file/below").contains("cannot make its directory"));
     assert!(DecisionStore::open(&directory.path().join("none")).is_err());
+}
+
+#[test]
+fn a_log_of_the_first_version_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    std::fs::create_dir_all(settings.path.parent().unwrap()).unwrap();
+    drop(DecisionLog::open(&settings).unwrap());
+    let old = rusqlite::Connection::open(&settings.path).unwrap();
+    old.execute_batch("ALTER TABLE decisions DROP COLUMN in_scope; PRAGMA user_version = 1")
+        .unwrap();
+    drop(old);
+    let refusal = DecisionStore::open(&settings.path).err().unwrap().to_string();
+    assert!(refusal.contains("referral serve"), "{refusal}");
+    drop(DecisionLog::open(&settings).unwrap());
+    assert!(DecisionStore::open(&settings.path).is_ok());
 }

@@ -187,9 +187,10 @@ pub(super) fn code_label(code: Code) -> &'static str {
     }
 }
 
-pub(super) const REASONS: [Reason; 9] = [
+pub(super) const REASONS: [Reason; 10] = [
     Reason::Routed,
     Reason::Abstained,
+    Reason::OutOfScope,
     Reason::Requested,
     Reason::NotConfigured,
     Reason::Unhealthy,
@@ -204,6 +205,7 @@ pub fn reason_label(reason: Reason) -> &'static str {
     match reason {
         Reason::Routed => "routed",
         Reason::Abstained => "abstained",
+        Reason::OutOfScope => "out_of_scope",
         Reason::Requested => "requested",
         Reason::NotConfigured => "not_configured",
         Reason::Unhealthy => "unhealthy",

@@ -23,6 +23,8 @@ pub struct Decision {
     pub expert: String,
     /// The likeliest expert's calibrated probability; 0 if the router was not asked or failed.
     pub confidence: f32,
+    /// Probability that the query is anything for the experts; `None` if the router was not asked or failed.
+    pub in_scope: Option<f32>,
     /// Likeliest first; empty if the router was not asked or failed.
     pub probabilities: Vec<(String, f32)>,
     /// Whether the router was not sure enough to refer.

@@ -49,6 +49,7 @@ impl Run {
             expert: (!decision.expert.is_empty()).then(|| decision.expert.clone()),
             probabilities: decision.probabilities.clone(),
             confidence: self.is_routed.then_some(decision.confidence),
+            in_scope: decision.in_scope,
             abstained: decision.abstained,
             reasons: decision.reasons.clone(),
             fallbacks: decision

@@ -88,6 +88,7 @@ impl Run {
             id: call.id,
             expert: String::new(),
             confidence: 0.0,
+            in_scope: None,
             probabilities: Vec::new(),
             abstained: false,
             reasons: Vec::new(),
@@ -201,6 +202,7 @@ impl Run {
         if let Some(routing) = routing {
             self.is_routed = true;
             decision.confidence = routing.confidence;
+            decision.in_scope = Some(routing.in_scope);
             decision.probabilities.clone_from(&routing.probabilities);
         }
         if let Some(first) = choice.order.first() {

@@ -104,6 +104,25 @@ async fn an_unsure_router_leaves_it_to_the_generalist() {
 }
 
 #[tokio::test]
+async fn an_out_of_scope_query_is_the_generalists_and_counted_as_such() {
+    let bench = Bench::new(GOOD, GOOD).await;
+    let decision = whole(&bench, "nonsense: colourless green ideas")
+        .await
+        .decision
+        .unwrap();
+    assert_eq!(
+        (decision.expert.as_str(), decision.abstained, decision.in_scope),
+        ("generalist", true, Some(0.05))
+    );
+    assert_eq!(decision.reasons, [Reason::OutOfScope]);
+    let metrics = bench.pipeline.metrics().render().unwrap();
+    assert!(
+        metrics.contains("referral_decisions_total{expert=\"generalist\",reason=\"out_of_scope\"} 1"),
+        "{metrics}"
+    );
+}
+
+#[tokio::test]
 async fn a_cached_routing_keeps_its_probabilities_and_says_so() {
     let bench = Bench::new(GOOD, GOOD).await;
     let first = whole(&bench, "pharmacy: two pills?").await.decision.unwrap();
