@@ -23,6 +23,11 @@ pub(crate) fn file_sha256(path: &Path) -> Result<String, RouterError> {
     }
 }
 
+/// Digest of some bytes, as [`file_sha256`] gives that of a file.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// Digest of several parts; lengths are hashed too, so that no two lists of parts collide.
 pub(crate) fn parts(parts: &[&[u8]]) -> [u8; 32] {
     let mut hasher = Sha256::new();

@@ -12,13 +12,14 @@
 mod file;
 mod read_out;
 
-pub(crate) use file::{FORMAT, ModelIdentity, RouterFile, Settings};
+pub(crate) use file::{ADAPTER, FORMAT, ModelIdentity, RouterFile, Settings};
 pub use read_out::{Feature, PROMPT, Pooling, ReadOut, ReadOutSpec, Window};
 
 use crate::calibrate::{self, Temperature};
 use crate::scope::{Scope, Scored};
 use crate::{RouterError, dataset};
 use referral_lm::LanguageModel;
+use referral_lm::adapter::Adapter;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -76,7 +77,17 @@ impl Router {
             let path = directory.join(name);
             std::fs::read(&path).map_err(|source| RouterError::Io { path, source })
         };
-        Self::from_bytes(directory, &read(file::SETTINGS)?, &read(file::TOKENS)?, model)
+        let adapter = match directory.join(file::ADAPTER).exists() {
+            true => Some(read(file::ADAPTER)?),
+            false => None,
+        };
+        Self::from_bytes(
+            directory,
+            &read(file::SETTINGS)?,
+            &read(file::TOKENS)?,
+            adapter.as_deref(),
+            model,
+        )
     }
 
     /// The router that ships in the binary (trained on SmolLM2-135M-Instruct).
@@ -86,18 +97,24 @@ impl Router {
     pub fn shipped(model: LanguageModel) -> Result<Self, RouterError> {
         let settings = include_bytes!("../data/shipped/router.json");
         let tokens = include_bytes!("../data/shipped/tokens.safetensors");
-        Self::from_bytes(Path::new("the shipped router"), settings, tokens, model)
+        Self::from_bytes(Path::new("the shipped router"), settings, tokens, None, model)
     }
 
     fn from_bytes(
         path: &Path,
         settings: &[u8],
         tokens: &[u8],
+        adapter: Option<&[u8]>,
         model: LanguageModel,
     ) -> Result<Self, RouterError> {
         let file = RouterFile::parse(path, settings, tokens, &ModelIdentity::of(&model))?;
-        let version = crate::digest::hex(&crate::digest::parts(&[settings, tokens]));
-        let read_out = ReadOut::new(model, file.settings.read_out.clone())?;
+        let version = crate::digest::hex(&crate::digest::parts(&[
+            settings,
+            tokens,
+            adapter.unwrap_or_default(),
+        ]));
+        let adapter = load_adapter(path, &file.settings, adapter, &model)?;
+        let read_out = ReadOut::new(model, file.settings.read_out.clone(), adapter)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 read_out,
@@ -162,6 +179,40 @@ impl Router {
         }
         Ok(all)
     }
+}
+
+/// The adapter that the settings name; its absence, another one, or one too many is an error.
+fn load_adapter(
+    path: &Path,
+    settings: &Settings,
+    bytes: Option<&[u8]>,
+    model: &LanguageModel,
+) -> Result<Option<Arc<Adapter>>, RouterError> {
+    let bad = |detail: String| RouterError::BadFile {
+        path: path.to_owned(),
+        what: "a router",
+        detail: format!("{}: {detail}", file::ADAPTER),
+    };
+    let (bytes, wanted) = match (bytes, &settings.adapter_sha256) {
+        (None, None) => return Ok(None),
+        (Some(bytes), Some(wanted)) => (bytes, wanted),
+        (None, Some(_)) => {
+            return Err(bad(
+                "it is missing: copy it there, or train the router again".to_owned()
+            ));
+        }
+        (Some(_), None) => {
+            return Err(bad("the router was trained without one: remove it".to_owned()));
+        }
+    };
+    let found = crate::digest::sha256(bytes);
+    if found != *wanted {
+        return Err(bad(format!(
+            "its SHA-256 is {found}, the router was trained with {wanted}: copy both from one place"
+        )));
+    }
+    let adapter = Adapter::from_bytes(bytes, model).map_err(|error| bad(error.to_string()))?;
+    Ok(Some(Arc::new(adapter)))
 }
 
 /// What was read of a query, calibrated: a routing.

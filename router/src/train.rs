@@ -12,6 +12,8 @@
 //!
 //! The fit is convex and starts from zero; the seed only chooses which rows stay when `max_per_expert` drops some.
 
+mod adapter;
+mod augment;
 mod card;
 mod features;
 mod judge;
@@ -19,6 +21,7 @@ mod regression;
 mod search;
 mod split;
 
+pub use adapter::AdapterTraining;
 pub(crate) use card::write_json;
 pub use card::{Choices, Report, SourceFile};
 pub(crate) use regression::{Head, dot32};
@@ -30,10 +33,13 @@ use crate::functional::{
 };
 use indicatif::ProgressBar;
 use referral_lm::LanguageModel;
+use referral_lm::adapter::Adapter;
+use referral_lm::load::Checkpoint;
 use search::{Lab, candidate_features};
 use split::{Split, drop_leaks, experts_of, thin};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What to train on and how.
 #[derive(Debug, Clone)]
@@ -54,9 +60,14 @@ pub struct TrainRouterOptions {
     pub max_error: f64,
     /// File that keeps features from run to run; `None` computes them anew.
     pub feature_cache: Option<PathBuf>,
+    /// Also trains a low-rank adapter for the layers that are read; needs `layer`.
+    pub adapter: Option<AdapterTraining>,
 }
 
 impl TrainRouterOptions {
+    /// The default of [`Self::max_error`].
+    pub const MAX_ERROR: f64 = 0.15;
+
     /// The defaults for these files.
     pub fn new(data: Vec<PathBuf>, dev: Vec<PathBuf>, out: PathBuf) -> Self {
         Self {
@@ -66,8 +77,9 @@ impl TrainRouterOptions {
             layer: None,
             seed: 0,
             max_per_expert: None,
-            max_error: 0.15,
+            max_error: Self::MAX_ERROR,
             feature_cache: None,
+            adapter: None,
         }
     }
 }
@@ -76,8 +88,10 @@ impl TrainRouterOptions {
 ///
 /// # Errors
 /// [`RouterError::BadRow`] and [`RouterError::BadFile`] for the data, [`RouterError::Invalid`] for options.
+/// `checkpoint` is the model's file, which training an adapter reads; it may be left out without one.
 pub fn train_router(
     model: &LanguageModel,
+    checkpoint: Option<&Checkpoint>,
     options: &TrainRouterOptions,
     progress: &ProgressBar,
 ) -> Result<Report, RouterError> {
@@ -102,11 +116,37 @@ pub fn train_router(
         }
     }
     let spec = |features: Vec<Feature>| ReadOutSpec {
-        prompt: PROMPT.to_owned(),
+        prompt: match options.adapter {
+            Some(_) => String::new(),
+            None => PROMPT.to_owned(),
+        },
         window: Window::default(),
         features,
     };
-    let read_out = ReadOut::new(model.clone(), spec(union.clone()))?;
+    create_dir(&options.out)?;
+    let mut read_out = ReadOut::new(model.clone(), spec(union.clone()), None)?;
+    let mut adapter_sha256 = None;
+    if let Some(training) = &options.adapter {
+        let path = options.out.join(functional::ADAPTER);
+        let checkpoint = checkpoint.ok_or(RouterError::Invalid {
+            field: "adapter",
+            value: "no checkpoint".to_owned(),
+            fix: "give the model's file, which training reads".to_owned(),
+        })?;
+        adapter::train(
+            checkpoint,
+            &read_out,
+            &data,
+            &known,
+            training,
+            options.seed,
+            &path,
+            progress,
+        )?;
+        let adapter = Adapter::load(&path, model)?;
+        adapter_sha256 = Some(crate::digest::file_sha256(&path)?);
+        read_out = ReadOut::new(model.clone(), spec(union.clone()), Some(Arc::new(adapter)))?;
+    }
     let queries: Vec<&str> = data
         .iter()
         .chain(&dev)
@@ -141,6 +181,7 @@ pub fn train_router(
             model: ModelIdentity::of(model),
             read_out: spec(fit.choices.features.clone()),
             experts: experts.clone(),
+            adapter_sha256,
             ..functional::Settings::untrained(&experts)
         },
         head: fit.head.clone(),
@@ -166,13 +207,16 @@ pub fn train_router(
         unanswerable_abstained: 0,
     };
     lab.report(&file.settings, &scored, &mut report)?;
-    std::fs::create_dir_all(&options.out).map_err(|source| RouterError::Io {
-        path: options.out.clone(),
-        source,
-    })?;
     file.save(&options.out)?;
     report.save(&options.out, &file.settings.model)?;
     Ok(report)
+}
+
+fn create_dir(path: &Path) -> Result<(), RouterError> {
+    std::fs::create_dir_all(path).map_err(|source| RouterError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn check_options(options: &TrainRouterOptions) -> Result<(), RouterError> {
@@ -198,6 +242,16 @@ fn check_options(options: &TrainRouterOptions) -> Result<(), RouterError> {
     }
     if !(0.0..1.0).contains(&options.max_error) {
         return invalid("max_error", options.max_error.to_string(), "between 0 and 1");
+    }
+    if let Some(training) = &options.adapter {
+        training.check()?;
+        if options.layer.is_none() {
+            return invalid(
+                "adapter",
+                "without a layer".to_owned(),
+                "name the layer up to which it is trained",
+            );
+        }
     }
     Ok(())
 }

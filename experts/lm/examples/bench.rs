@@ -60,13 +60,13 @@ fn main() -> Result<()> {
             f64::from(batch) / time.as_secs_f64()
         );
     }
-    let prefix = model.prefix(&tokens(64), None)?;
+    let prefix = model.prefix(&tokens(64), None, None)?;
     for layer in [10, 15].into_iter().filter(|&l| l <= info.layers) {
         for batch in [1, 8] {
             let row = tokens(32);
             let time = best(|| {
                 model
-                    .hidden_states(Some(&prefix), &vec![row.as_slice(); batch], &[layer])
+                    .hidden_states(Some(&prefix), &vec![row.as_slice(); batch], &[layer], None)
                     .map(drop)
             })?;
             println!(

@@ -11,7 +11,7 @@ use referral_lm::load::Checkpoint;
 use referral_lm::tokenize::Tokenizer;
 use referral_lm::train::{TrainAdapterOptions, TrainReport, train_adapter};
 use referral_router::dataset::{Reader, Row};
-use referral_router::train::{TrainRouterOptions, train_router};
+use referral_router::train::{AdapterTraining, TrainRouterOptions, train_router};
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -66,8 +66,21 @@ struct RouterArguments {
     #[arg(long, value_name = "N")]
     max_per_expert: Option<usize>,
     /// Share of accepted dev rows that may be wrong; sets the threshold of abstention
-    #[arg(long, value_name = "SHARE", default_value_t = 0.15)]
+    #[arg(long, value_name = "SHARE", default_value_t = TrainRouterOptions::MAX_ERROR)]
     max_error: f64,
+    /// Also train a low-rank adapter for the layers that are read: slower, and better on queries as people
+    /// write them; needs --layer
+    #[arg(long, requires = "layer")]
+    adapter: bool,
+    /// Rank of that adapter
+    #[arg(long, value_name = "N", requires = "adapter", default_value_t = AdapterTraining::default().rank)]
+    adapter_rank: usize,
+    /// Its passes over the data
+    #[arg(long, value_name = "N", requires = "adapter", default_value_t = AdapterTraining::default().epochs)]
+    adapter_epochs: usize,
+    /// Most rows of one file in one of its passes, drawn anew each time
+    #[arg(long, value_name = "N", requires = "adapter", default_value_t = AdapterTraining::default().file_rows)]
+    adapter_file_rows: usize,
     /// File that keeps the model's features from run to run
     #[arg(long, value_name = "FILE")]
     feature_cache: Option<PathBuf>,
@@ -153,6 +166,12 @@ fn router(arguments: &RouterArguments, config: &ConfigOptions) -> Result<(), Fai
         max_per_expert: arguments.max_per_expert,
         max_error: arguments.max_error,
         feature_cache: arguments.feature_cache.clone(),
+        adapter: arguments.adapter.then(|| AdapterTraining {
+            rank: arguments.adapter_rank,
+            epochs: arguments.adapter_epochs,
+            file_rows: arguments.adapter_file_rows,
+            ..AdapterTraining::default()
+        }),
         ..TrainRouterOptions::new(
             arguments.data.clone(),
             arguments.dev.clone(),
@@ -161,7 +180,14 @@ fn router(arguments: &RouterArguments, config: &ConfigOptions) -> Result<(), Fai
     };
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} ({per_sec}, {eta} left)")?;
     let bar = ProgressBar::new(0).with_style(style);
-    let report = train_router(&arguments.model.load(&settings)?, &options, &bar)?;
+    let model = arguments.model.load(&settings)?;
+    let checkpoint = match options.adapter {
+        Some(_) => Some(Checkpoint::open(&fetch(
+            &arguments.model.settings(&settings)?.spec,
+        )?)?),
+        None => None,
+    };
+    let report = train_router(&model, checkpoint.as_ref(), &options, &bar)?;
     bar.finish_and_clear();
     writeln!(stdout(), "{report}")?;
     Ok(())

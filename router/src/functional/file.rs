@@ -17,6 +17,8 @@ use std::path::Path;
 pub(crate) const SETTINGS: &str = "router.json";
 /// The tokens' file name.
 pub(crate) const TOKENS: &str = "tokens.safetensors";
+/// The adapter's file name.
+pub(crate) const ADAPTER: &str = "adapter.safetensors";
 /// Version of the two files' format.
 pub(crate) const FORMAT: u32 = 1;
 const WHAT: &str = "a router";
@@ -60,6 +62,9 @@ pub(crate) struct Settings {
     /// Missing where the dev files had too few rows without an expert to fit it on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) scope: Option<Scope>,
+    /// Hex SHA-256 of the adapter that everything is read through, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) adapter_sha256: Option<String>,
 }
 
 impl Settings {
@@ -91,6 +96,7 @@ impl Settings {
             temperature_slope: 0.0,
             threshold: 0.0,
             scope: None,
+            adapter_sha256: None,
         }
     }
 }

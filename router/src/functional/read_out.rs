@@ -8,9 +8,12 @@
 
 use crate::RouterError;
 use referral_lm::LanguageModel;
+use referral_lm::adapter::Adapter;
 use referral_lm::model::{HiddenStates, Prefix};
 use referral_lm::tokenize::{ChatMessage, Role};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// The router prompt, word for word that of Octopus v4 (arXiv 2404.19296), in the model's own chat template.
 pub const PROMPT: &str = "You are a router. Below is the query from the users, please call the correct function and generate the parameters to call the function.";
@@ -66,7 +69,8 @@ impl Window {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReadOutSpec {
-    /// The system prompt.
+    /// The system prompt; empty: the query stands alone behind the token that begins a turn, which is what an
+    /// adapter is trained on (what the prompt would say is then in the weights).
     pub prompt: String,
     /// Which tokens of a long query are read.
     pub window: Window,
@@ -94,13 +98,20 @@ pub struct ReadOut {
     model: LanguageModel,
     spec: ReadOutSpec,
     layers: Vec<usize>,
+    adapter: Option<Arc<Adapter>>,
     prefix: Prefix,
+    head: Vec<u32>,
     tail: Vec<u32>,
 }
 
 impl ReadOut {
-    /// Computes the prompt's cache. Fails if a layer is not in the model.
-    pub fn new(model: LanguageModel, spec: ReadOutSpec) -> Result<Self, RouterError> {
+    /// Computes the prompt's cache; everything is read through `adapter` if there is one. Fails if a layer is not
+    /// in the model.
+    pub fn new(
+        model: LanguageModel,
+        spec: ReadOutSpec,
+        adapter: Option<Arc<Adapter>>,
+    ) -> Result<Self, RouterError> {
         let layers = spec.layers();
         let depth = model.info().layers;
         let bad = layers.iter().find(|layer| !(1..=depth).contains(*layer));
@@ -122,13 +133,23 @@ impl ReadOut {
                 fix,
             });
         }
-        let (head, tail) = around_query(&model, &spec.prompt)?;
-        let prefix = model.prefix(&head, layers.last().copied())?;
+        let (mut head, mut tail) = around_query(&model, &spec.prompt)?;
+        if spec.prompt.is_empty() {
+            head.truncate(1);
+            tail.clear();
+        }
+        let prefix = model.prefix(
+            &head,
+            layers.last().copied(),
+            adapter.as_deref().map(|adapter| (adapter, 1.0)),
+        )?;
         Ok(Self {
             model,
             spec,
             layers,
+            adapter,
             prefix,
+            head,
             tail,
         })
     }
@@ -148,19 +169,37 @@ impl ReadOut {
         Ok(self.spec.window.cut(self.model.encode(query, false)?))
     }
 
+    /// All tokens of a query's row, the prompt's among them, and which of them means are taken over: what
+    /// [`Self::read`] computes behind the prompt's cache.
+    pub(crate) fn row(&self, query: &[u32]) -> (Vec<u32>, Range<usize>) {
+        let start = self.head.len();
+        let body = self.body(query);
+        let count = if query.is_empty() { body.len() } else { query.len() };
+        ([self.head.as_slice(), &body].concat(), start..start + count)
+    }
+
+    /// The tokens behind the prompt's cache; at least one.
+    fn body(&self, query: &[u32]) -> Vec<u32> {
+        let mut body = [query, &self.tail].concat();
+        if body.is_empty() {
+            body.extend(self.head.first());
+        }
+        body
+    }
+
     /// Reads queries, given as their tokens, in one forward pass: one vector of [`Self::width`] numbers each.
     pub fn read(&self, queries: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, RouterError> {
         if queries.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<Vec<u32>> = queries
-            .iter()
-            .map(|tokens| [tokens.as_slice(), &self.tail].concat())
-            .collect();
+        let rows: Vec<Vec<u32>> = queries.iter().map(|tokens| self.body(tokens)).collect();
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let states = self
-            .model
-            .hidden_states(Some(&self.prefix), &rows, &self.layers)?;
+        let states = self.model.hidden_states(
+            Some(&self.prefix),
+            &rows,
+            &self.layers,
+            self.adapter.as_deref().map(|adapter| (adapter, 1.0)),
+        )?;
         Ok(states
             .iter()
             .zip(queries)

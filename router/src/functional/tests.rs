@@ -31,6 +31,7 @@ fn router_file(model: &LanguageModel) -> RouterFile {
             temperature_slope: 0.5,
             threshold: 0.5,
             scope: Some(scope(0.4)),
+            adapter_sha256: None,
         },
         head: Head {
             rows,
@@ -113,7 +114,7 @@ fn the_mean_is_over_the_query_and_the_last_position_after_it() {
     let chat = model
         .encode_chat(&[message(Role::System, PROMPT), message(Role::User, "abc")], true)
         .unwrap();
-    let states = model.hidden_states(None, &[&chat], &[2]).unwrap().remove(0);
+    let states = model.hidden_states(None, &[&chat], &[2], None).unwrap().remove(0);
     let width = model.info().width;
     let state = |token: usize| &states.layers[0][token * width..(token + 1) * width];
     let start = chat
@@ -122,7 +123,7 @@ fn the_mean_is_over_the_query_and_the_last_position_after_it() {
         .unwrap();
 
     let read = |pooling| {
-        let read_out = ReadOut::new(model.clone(), spec(2, pooling)).unwrap();
+        let read_out = ReadOut::new(model.clone(), spec(2, pooling), None).unwrap();
         read_out
             .read(&[read_out.tokens("abc").unwrap()])
             .unwrap()

@@ -151,7 +151,7 @@ mod tests {
                     pooling: Pooling::Last,
                 }],
             };
-            identity(&model, &ReadOut::new(model.clone(), spec).unwrap()).unwrap()
+            identity(&model, &ReadOut::new(model.clone(), spec, None).unwrap()).unwrap()
         };
         assert_eq!(identify(3), identify(3));
         assert_ne!(

@@ -35,7 +35,7 @@ fn a_trained_router_routes_repeats_and_says_what_it_was_made_from() {
         ..options(directory.path())
     };
     let model = tiny::model();
-    let report = train_router(&model, &options, &ProgressBar::hidden()).unwrap();
+    let report = train_router(&model, None, &options, &ProgressBar::hidden()).unwrap();
     assert_eq!(report.experts, ["drugs", "heart"]);
     assert_eq!(report.dev["dev.jsonl"].n, 40);
     assert!(report.dev["dev.jsonl"].accuracy > 0.9, "{report}");
@@ -72,7 +72,7 @@ fn a_trained_router_routes_repeats_and_says_what_it_was_made_from() {
         ..options
     };
     assert_eq!(
-        train_router(&model, &again, &ProgressBar::hidden()).unwrap(),
+        train_router(&model, None, &again, &ProgressBar::hidden()).unwrap(),
         report
     );
     assert_eq!(
@@ -87,7 +87,7 @@ fn unusable_data_and_options_are_named() {
     let model = tiny::model();
     let good = options(directory.path());
     let fails = |options: &TrainRouterOptions, says: &str| {
-        let error = train_router(&model, options, &ProgressBar::hidden())
+        let error = train_router(&model, None, options, &ProgressBar::hidden())
             .unwrap_err()
             .to_string();
         assert!(error.contains(says), "{error} does not say {says:?}");
@@ -169,7 +169,7 @@ fn training_rows_that_are_in_dev_are_dropped() {
     )
     .unwrap();
     options.data.push(leaky);
-    let report = train_router(&tiny::model(), &options, &ProgressBar::hidden()).unwrap();
+    let report = train_router(&tiny::model(), None, &options, &ProgressBar::hidden()).unwrap();
     assert_eq!((report.dropped_rows, report.trained_rows), (1, 90));
 }
 
@@ -218,7 +218,7 @@ fn assert_features_route_as_the_router_does(
     let identity = ModelIdentity::of(model);
     let (settings, tokens) = (read("router.json"), read("tokens.safetensors"));
     let file = RouterFile::parse(directory, &settings, &tokens, &identity).unwrap();
-    let read_out = ReadOut::new(model.clone(), file.settings.read_out.clone()).unwrap();
+    let read_out = ReadOut::new(model.clone(), file.settings.read_out.clone(), None).unwrap();
     let routed = Router::load(directory, model.clone())
         .unwrap()
         .route(queries)
@@ -259,7 +259,7 @@ fn the_trainers_features_are_the_routers() {
     let directory = tempfile::tempdir().unwrap();
     let options = options(directory.path());
     let model = tiny::model();
-    train_router(&model, &options, &ProgressBar::hidden()).unwrap();
+    train_router(&model, None, &options, &ProgressBar::hidden()).unwrap();
     let long = "xylo bub zyx bab ".repeat(60);
     // A fit of toy data is steep, and so magnifies the rounding.
     let queries = ["bub xylo 7", " zyx   bab\t", long.as_str(), "", "beat"];

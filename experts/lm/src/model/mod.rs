@@ -188,21 +188,26 @@ impl LanguageModel {
     ///
     /// # Errors
     /// As [`Self::forward`]; [`LmError::Invalid`] for more layers than there are, or none.
-    pub fn prefix(&self, tokens: &[u32], layers: Option<usize>) -> Result<Prefix> {
+    pub fn prefix(
+        &self,
+        tokens: &[u32],
+        layers: Option<usize>,
+        adapter: Option<(&Adapter, f32)>,
+    ) -> Result<Prefix> {
         let depth = layers.unwrap_or(self.inner.layers.len());
         self.check_layer("prefix layers", depth)?;
         let mut cache = self.cache(depth, None, tokens.len())?;
         let row = Row {
             cache: &mut cache,
             tokens,
-            adapter: None,
+            adapter,
         };
         self.inner.run(&mut [row], depth, |_, _| Ok(()))?;
         cache.to_prefix(tokens)
     }
 
     /// Hidden states after each of the layers `after` (1-based: 1 is after the first layer), for
-    /// every row of a ragged batch, read after `prefix`. Stops after the deepest layer asked for.
+    /// every row of a ragged batch, read after `prefix` (which should have been computed with the same adapter). Stops after the deepest layer asked for.
     ///
     /// They are the residual stream as the next layer receives it, before any norm; those after the last
     /// layer have not gone through the final norm either.
@@ -215,6 +220,7 @@ impl LanguageModel {
         prefix: Option<&Prefix>,
         rows: &[&[u32]],
         after: &[usize],
+        adapter: Option<(&Adapter, f32)>,
     ) -> Result<Vec<HiddenStates>> {
         for &layer in after {
             self.check_layer("layer", layer)?;
@@ -232,7 +238,7 @@ impl LanguageModel {
             .map(|(cache, tokens)| Row {
                 cache,
                 tokens,
-                adapter: None,
+                adapter,
             })
             .collect();
         let mut states: Vec<HiddenStates> = rows

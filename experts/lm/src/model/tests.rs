@@ -165,7 +165,7 @@ fn a_shared_prefix_equals_the_whole_prompt() {
     let (head, tail) = (tokens(33, 1), tokens(9, 2));
     let whole = [head.as_slice(), &tail].concat();
     let expected = last_logits(&model, &whole, None);
-    let computed = model.prefix(&head, None).unwrap();
+    let computed = model.prefix(&head, None, None).unwrap();
     let mut cache = model.new_cache(None, 8).unwrap();
     let step = Step {
         cache: &mut cache,
@@ -199,7 +199,7 @@ fn hidden_states_are_the_residual_stream_before_norms() {
     let model = tiny::model();
     let prompts = prompts();
     let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let states = model.hidden_states(None, &rows, &[3, 1]).unwrap();
+    let states = model.hidden_states(None, &rows, &[3, 1], None).unwrap();
     for (prompt, state) in prompts.iter().zip(&states) {
         assert_eq!(state.tokens, prompt.len());
         assert!(state.layers.iter().all(|l| l.len() == prompt.len() * 64));
@@ -218,13 +218,15 @@ fn hidden_states_are_the_residual_stream_before_norms() {
     }
     // Behind a prefix computed just as deep, the rest of a row is the same.
     let (head, tail) = prompts[4].split_at(30);
-    let prefix = model.prefix(head, Some(1)).unwrap();
-    let behind = model.hidden_states(Some(&prefix), &[tail, tail], &[1]).unwrap();
+    let prefix = model.prefix(head, Some(1), None).unwrap();
+    let behind = model
+        .hidden_states(Some(&prefix), &[tail, tail], &[1], None)
+        .unwrap();
     for state in &behind {
         assert_close(&state.layers[0], &states[4].layers[1][30 * 64..]);
     }
     let message = model
-        .hidden_states(Some(&prefix), &[tail], &[2])
+        .hidden_states(Some(&prefix), &[tail], &[2], None)
         .unwrap_err()
         .to_string();
     assert!(
@@ -232,9 +234,9 @@ fn hidden_states_are_the_residual_stream_before_norms() {
         "{message}"
     );
     assert!(model.new_cache(Some(&prefix), 40).is_err());
-    assert!(model.hidden_states(None, &rows, &[0]).is_err());
-    assert!(model.hidden_states(None, &rows, &[4]).is_err());
-    assert!(model.hidden_states(None, &rows, &[]).is_err());
+    assert!(model.hidden_states(None, &rows, &[0], None).is_err());
+    assert!(model.hidden_states(None, &rows, &[4], None).is_err());
+    assert!(model.hidden_states(None, &rows, &[], None).is_err());
 }
 
 #[test]
@@ -355,5 +357,5 @@ fn bad_batches_are_named_and_leave_caches_alone() {
     assert!(model.forward(&mut []).is_err());
     assert!(cache.is_empty());
     assert!(cache.to_prefix(&[1]).is_err());
-    assert!(model.prefix(&[], None).is_err());
+    assert!(model.prefix(&[], None, None).is_err());
 }

@@ -7,6 +7,8 @@
 //! lowest adapted layer passes nothing further down; the vocabulary projection is computed for
 //! predicted positions only and in pieces.
 
+pub(super) mod pooled;
+
 use super::attention::{Heads, SavedAttention};
 use super::data::Batch;
 use super::kernels::{self, Rotary};
@@ -21,7 +23,38 @@ use std::ops::Range;
 const HEAD_ROWS: usize = 256;
 
 /// A layer's seven projections, in the order of [`Projection::ALL`].
-type Projections = [Tensor; 7];
+type Projections = [Map; 7];
+
+/// One projection: a frozen matrix (`outputs × inputs`) and perhaps an adapter's two narrow ones beside it.
+///
+/// They stay apart: a step of a few hundred tokens spends more time on writing merged matrices to memory
+/// than on two narrow products a token.
+#[derive(Clone)]
+struct Map {
+    weight: Tensor,
+    /// `A` (`rank × inputs`), `B` (`outputs × rank`) and `alpha / rank`.
+    low_rank: Option<(Tensor, Tensor, f64)>,
+}
+
+impl Map {
+    /// `x W^T + s (x A^T) B^T`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.matmul(&self.weight.t()?)?;
+        match &self.low_rank {
+            None => Ok(y),
+            Some((a, b, scale)) => Ok((y + (x.matmul(&a.t()?)? * *scale)?.matmul(&b.t()?)?)?),
+        }
+    }
+
+    /// The gradient of the input from that of the output: `dy W + s (dy B) A`.
+    fn backward(&self, dy: &Tensor) -> Result<Tensor> {
+        let dx = dy.matmul(&self.weight)?;
+        match &self.low_rank {
+            None => Ok(dx),
+            Some((a, b, scale)) => Ok((dx + (dy.matmul(b)? * *scale)?.matmul(a)?)?),
+        }
+    }
+}
 
 struct Layer {
     attention_norm: Vec<f32>,
@@ -54,8 +87,8 @@ pub(super) struct Decoder {
     rotary: Rotary,
 }
 
-/// The adapted layers' projections with the adapter merged in, from the first such layer on.
-pub(super) struct Merged {
+/// The adapted layers' projections with the adapter beside them, from the first such layer on.
+pub(super) struct Adapted {
     first_layer: usize,
     layers: Vec<Projections>,
 }
@@ -69,12 +102,25 @@ pub(super) struct LossAndGradients {
 impl Decoder {
     /// Reads all weights as f32. `positions` is the longest row that will be given.
     pub(super) fn load(checkpoint: &Checkpoint, positions: usize) -> Result<Self> {
-        let config = checkpoint.config().clone();
+        Self::load_first(checkpoint, positions, checkpoint.config().layers)
+    }
+
+    /// The same of the first `depth` layers only, as if the model had no more.
+    pub(super) fn load_first(checkpoint: &Checkpoint, positions: usize, depth: usize) -> Result<Self> {
+        let config = ModelConfig {
+            layers: depth,
+            ..checkpoint.config().clone()
+        };
         let vector = |name| Ok::<_, crate::LmError>(checkpoint.tensor(name)?.to_vec1::<f32>()?);
         let layers = (0..config.layers)
             .map(|layer| {
                 let read = |target: Projection| checkpoint.tensor(TensorName::Layer(layer, target.tensor()));
-                let [q, k, v, o, gate, up, down] = Projection::ALL.map(read);
+                let [q, k, v, o, gate, up, down] = Projection::ALL.map(|target| {
+                    Ok::<_, crate::LmError>(Map {
+                        weight: read(target)?,
+                        low_rank: None,
+                    })
+                });
                 Ok(Layer {
                     attention_norm: vector(TensorName::Layer(layer, LayerTensor::AttentionNorm))?,
                     ffn_norm: vector(TensorName::Layer(layer, LayerTensor::FfnNorm))?,
@@ -102,20 +148,18 @@ impl Decoder {
         &self.config
     }
 
-    /// Merges the adapter into the projections of its layers.
-    pub(super) fn merge(&self, lora: &Lora) -> Result<Merged> {
+    /// Puts the adapter as it is now beside the projections of its layers.
+    pub(super) fn adapt(&self, lora: &Lora) -> Result<Adapted> {
         let layers = (self.layers[lora.first_layer..].iter().zip(&lora.pairs))
             .map(|(layer, pairs)| {
-                let mut merged = layer.projections.clone();
-                for (weight, pair) in merged.iter_mut().zip(pairs) {
-                    if let Some(pair) = pair {
-                        *weight = lora.merge(weight, *pair)?;
-                    }
+                let mut adapted = layer.projections.clone();
+                for (map, pair) in adapted.iter_mut().zip(pairs) {
+                    map.low_rank = pair.map(|pair| lora.factors(pair)).transpose()?;
                 }
-                Ok(merged)
+                Ok(adapted)
             })
             .collect::<Result<_>>()?;
-        Ok(Merged {
+        Ok(Adapted {
             first_layer: lora.first_layer,
             layers,
         })
@@ -123,14 +167,14 @@ impl Decoder {
 
     /// Summed losses, in nats, over the batch's targets: of the base model and with the adapter.
     /// The layers below the adapter are computed once.
-    pub(super) fn losses(&self, batch: &Batch, merged: &Merged) -> Result<(f64, f64)> {
-        let (frozen, adapted) = self.layers.split_at(merged.first_layer);
+    pub(super) fn losses(&self, batch: &Batch, adapted: &Adapted) -> Result<(f64, f64)> {
+        let (frozen, tuned) = self.layers.split_at(adapted.first_layer);
         let mut x = self.embed(batch)?;
         for layer in frozen {
             x = self.layer_forward(layer, &layer.projections, x, batch)?.0;
         }
         let (mut base, mut with_adapter) = (x.clone(), x);
-        for (layer, projections) in adapted.iter().zip(&merged.layers) {
+        for (layer, projections) in tuned.iter().zip(&adapted.layers) {
             base = self.layer_forward(layer, &layer.projections, base, batch)?.0;
             with_adapter = self.layer_forward(layer, projections, with_adapter, batch)?.0;
         }
@@ -141,21 +185,21 @@ impl Decoder {
     }
 
     /// Summed loss of one batch, and the gradients of `scale` times that loss with respect to the
-    /// adapter `lora`, whose merged form is `merged`.
+    /// adapter `lora`, which stands beside the layers in `adapted`.
     pub(super) fn loss_and_gradients(
         &self,
         batch: &Batch,
         lora: &Lora,
-        merged: &Merged,
+        adapted: &Adapted,
         scale: f32,
     ) -> Result<LossAndGradients> {
         let mut x = self.embed(batch)?;
-        let (frozen, adapted) = self.layers.split_at(merged.first_layer);
+        let (frozen, tuned) = self.layers.split_at(adapted.first_layer);
         for layer in frozen {
             x = self.layer_forward(layer, &layer.projections, x, batch)?.0;
         }
-        let mut trail = Vec::with_capacity(adapted.len());
-        for (layer, projections) in adapted.iter().zip(&merged.layers) {
+        let mut trail = Vec::with_capacity(tuned.len());
+        for (layer, projections) in tuned.iter().zip(&adapted.layers) {
             let (y, saved) = self.layer_forward(layer, projections, x, batch)?;
             x = y;
             trail.push((layer, projections, saved));
@@ -198,18 +242,18 @@ impl Decoder {
         let (attention_in, attention_root) = kernels::rms_norm(&x, &layer.attention_norm, epsilon)?;
         let q = self
             .rotary
-            .rotate(&attention_in.matmul(&wq.t()?)?, &batch.positions, false)?;
+            .rotate(&wq.forward(&attention_in)?, &batch.positions, false)?;
         let k = self
             .rotary
-            .rotate(&attention_in.matmul(&wk.t()?)?, &batch.positions, false)?;
-        let v = attention_in.matmul(&wv.t()?)?;
+            .rotate(&wk.forward(&attention_in)?, &batch.positions, false)?;
+        let v = wv.forward(&attention_in)?;
         let (attention_out, attention) = self.heads().forward(&q, &k, &v, &batch.rows)?;
-        let h = (&x + attention_out.matmul(&wo.t()?)?)?;
+        let h = (&x + wo.forward(&attention_out)?)?;
         let (ffn_in, ffn_root) = kernels::rms_norm(&h, &layer.ffn_norm, epsilon)?;
-        let gate = ffn_in.matmul(&w_gate.t()?)?;
-        let up = ffn_in.matmul(&w_up.t()?)?;
+        let gate = w_gate.forward(&ffn_in)?;
+        let up = w_up.forward(&ffn_in)?;
         let product = kernels::swiglu(&gate, &up)?;
-        let y = (&h + product.matmul(&w_down.t()?)?)?;
+        let y = (&h + w_down.forward(&product)?)?;
         let saved = Saved {
             x,
             attention_root,
@@ -243,15 +287,15 @@ impl Decoder {
         learn: &mut impl FnMut(usize, &Tensor, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         learn(6, &saved.product, dy)?;
-        let (d_gate, d_up) = kernels::swiglu_backward(&saved.gate, &saved.up, &dy.matmul(w_down)?)?;
+        let (d_gate, d_up) = kernels::swiglu_backward(&saved.gate, &saved.up, &w_down.backward(dy)?)?;
         learn(5, &saved.ffn_in, &d_up)?;
         learn(4, &saved.ffn_in, &d_gate)?;
-        let d_ffn_in = (d_gate.matmul(w_gate)? + d_up.matmul(w_up)?)?;
+        let d_ffn_in = (w_gate.backward(&d_gate)? + w_up.backward(&d_up)?)?;
         let dh = (dy + kernels::rms_norm_backward(&saved.h, &layer.ffn_norm, &saved.ffn_root, &d_ffn_in)?)?;
         learn(3, &saved.attention_out, &dh)?;
         let (dq, dk, dv) = self
             .heads()
-            .backward(&saved.attention, &dh.matmul(wo)?, &batch.rows)?;
+            .backward(&saved.attention, &wo.backward(&dh)?, &batch.rows)?;
         let dq = self.rotary.rotate(&dq, &batch.positions, true)?;
         let dk = self.rotary.rotate(&dk, &batch.positions, true)?;
         learn(2, &saved.attention_in, &dv)?;
@@ -260,7 +304,7 @@ impl Decoder {
         if lowest {
             return Ok(dh);
         }
-        let d_in = ((dq.matmul(wq)? + dk.matmul(wk)?)? + dv.matmul(wv)?)?;
+        let d_in = ((wq.backward(&dq)? + wk.backward(&dk)?)? + wv.backward(&dv)?)?;
         Ok(
             (dh + kernels::rms_norm_backward(
                 &saved.x,

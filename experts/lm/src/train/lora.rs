@@ -81,14 +81,10 @@ impl Lora {
         f64::from(self.alpha) / self.rank as f64
     }
 
-    /// `W + (alpha / rank) * B * A`. Merging once a step costs less than two narrow products for
-    /// every token, forwards and backwards.
-    pub(super) fn merge(&self, weight: &Tensor, pair: Pair) -> Result<Tensor> {
-        let (a, b) = (
-            self.parameters[pair.a].tensor()?,
-            self.parameters[pair.b].tensor()?,
-        );
-        Ok((weight + (b.matmul(&a)? * self.scale())?)?)
+    /// A pair's `A`, `B` and `alpha / rank`.
+    pub(super) fn factors(&self, pair: Pair) -> Result<(Tensor, Tensor, f64)> {
+        let (a, b) = (&self.parameters[pair.a], &self.parameters[pair.b]);
+        Ok((a.tensor()?, b.tensor()?, self.scale()))
     }
 
     /// Gradients of a pair for `y = x W'^T`: with `s = alpha / rank`, `dB = s dy^T (x A^T)` and

@@ -12,6 +12,7 @@ mod lora;
 mod optimiser;
 mod options;
 mod parallel;
+pub mod pooled;
 mod state;
 
 pub use options::TrainAdapterOptions;
@@ -249,10 +250,10 @@ pub fn train_adapter(
 
 /// Summed loss of a batch and the gradients of its mean loss, computed by all workers.
 fn step(decoder: &Decoder, lora: &Lora, batch: &Batch, workers: &Workers) -> Result<LossAndGradients> {
-    let merged = decoder.merge(lora)?;
+    let adapted = decoder.adapt(lora)?;
     let scale = 1.0 / batch.targets.len() as f32;
     let parts = workers.map(batch, |part| {
-        decoder.loss_and_gradients(part, lora, &merged, scale)
+        decoder.loss_and_gradients(part, lora, &adapted, scale)
     })?;
     let mut sum = LossAndGradients {
         loss: 0.0,
@@ -272,13 +273,13 @@ fn step(decoder: &Decoder, lora: &Lora, batch: &Batch, workers: &Workers) -> Res
 
 /// Perplexity of base model and adapter on the same batches.
 fn measure(decoder: &Decoder, lora: &Lora, batches: &[Batch], workers: &Workers) -> Result<DevReport> {
-    let merged = decoder.merge(lora)?;
-    let (mut base, mut adapted) = (0.0, 0.0);
+    let adapted = decoder.adapt(lora)?;
+    let (mut base, mut tuned) = (0.0, 0.0);
     for batch in batches {
-        let losses = workers.map(batch, |part| decoder.losses(part, &merged))?;
+        let losses = workers.map(batch, |part| decoder.losses(part, &adapted))?;
         for (without, with) in losses {
             base += without;
-            adapted += with;
+            tuned += with;
         }
     }
     let answer_tokens: usize = batches.iter().map(|batch| batch.targets.len()).sum();
@@ -287,7 +288,7 @@ fn measure(decoder: &Decoder, lora: &Lora, batches: &[Batch], workers: &Workers)
         rows: batches.iter().map(|batch| batch.rows.len()).sum(),
         answer_tokens,
         base_perplexity: perplexity(base),
-        adapter_perplexity: perplexity(adapted),
+        adapter_perplexity: perplexity(tuned),
     })
 }
 

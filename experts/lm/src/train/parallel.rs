@@ -10,7 +10,7 @@ use crate::{LmError, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// Parts of a batch.
-const PARTS: usize = 4;
+pub(super) const PARTS: usize = 4;
 
 /// Threads that each work alone: candle's and this module's kernels spread over the pool they run
 /// in, which for each of these has one thread.
@@ -39,8 +39,16 @@ impl Workers {
         batch: &Batch,
         work: impl Fn(&Batch) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
-        let parts = batch.split(PARTS);
-        let (parts, work, workers) = (&parts, &work, self.0.len());
+        self.map_parts(&batch.split(PARTS), work)
+    }
+
+    /// The same for parts that are split already.
+    pub(super) fn map_parts<P: Sync, T: Send>(
+        &self,
+        parts: &[P],
+        work: impl Fn(&P) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let (work, workers) = (&work, self.0.len());
         let mut results: Vec<Option<Result<T>>> = std::thread::scope(|scope| {
             let running: Vec<_> = (self.0.iter().enumerate())
                 .map(|(first, pool)| {

@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 
 /// A random model whose vocabulary is bytes and the two tokens of ChatML.
-fn config(tied_embeddings: bool) -> ModelConfig {
+pub(super) fn config(tied_embeddings: bool) -> ModelConfig {
     ModelConfig {
         layers: 3,
         vocabulary: 258,
@@ -23,7 +23,7 @@ fn config(tied_embeddings: bool) -> ModelConfig {
     }
 }
 
-fn write_model(directory: &Path, config: &ModelConfig) {
+pub(super) fn write_model(directory: &Path, config: &ModelConfig) {
     write_safetensors(directory, config, &weights(config));
     let mut letters: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet()
         .into_iter()

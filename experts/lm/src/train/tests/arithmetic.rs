@@ -34,8 +34,8 @@ fn gradients_are_those_of_finite_differences() {
         let workers = Workers::new(None).unwrap();
         let gradients = step(&decoder, &lora, &batch, &workers).unwrap().gradients;
         let mean = |lora: &Lora| {
-            let merged = decoder.merge(lora).unwrap();
-            decoder.losses(&batch, &merged).unwrap().1 / batch.targets.len() as f64
+            let adapted = decoder.adapt(lora).unwrap();
+            decoder.losses(&batch, &adapted).unwrap().1 / batch.targets.len() as f64
         };
         assert_eq!(lora.parameters.len(), 2 * 2 * 7);
         for (index, gradient) in gradients.into_iter().enumerate() {
@@ -80,17 +80,17 @@ fn packed_rows_lose_what_single_rows_lose() {
     lora.parameters
         .iter_mut()
         .for_each(|parameter| parameter.values.fill(0.05));
-    let merged = decoder.merge(&lora).unwrap();
+    let adapted = decoder.adapt(&lora).unwrap();
     let mut packed = Batch::default();
     let mut sum = 0.0;
     for (answer, tokens) in rows {
         let sequence = Sequence { tokens, answer };
         let mut single = Batch::default();
         single.push(sequence.clone());
-        sum += decoder.losses(&single, &merged).unwrap().1;
+        sum += decoder.losses(&single, &adapted).unwrap().1;
         packed.push(sequence);
     }
-    let (base, adapted) = decoder.losses(&packed, &merged).unwrap();
+    let (base, adapted) = decoder.losses(&packed, &adapted).unwrap();
     assert!((adapted - sum).abs() < 1e-4, "{adapted} packed, {sum} one by one");
     assert!((base - adapted).abs() > 1e-2, "the adapter changes the loss");
 }
@@ -136,8 +136,8 @@ fn a_fresh_adapter_changes_nothing() {
     let fixture = Fixture::new();
     let decoder = Decoder::load(&fixture.checkpoint, 16).unwrap();
     let lora = Lora::new(fixture.checkpoint.config(), 3, &Projection::ALL, 4, 8.0, 0);
-    let merged = decoder.merge(&lora).unwrap();
-    let (base, adapted) = decoder.losses(&batch(), &merged).unwrap();
+    let adapted = decoder.adapt(&lora).unwrap();
+    let (base, adapted) = decoder.losses(&batch(), &adapted).unwrap();
     assert_eq!(base, adapted);
 }
 
