@@ -146,7 +146,8 @@ impl Router {
         let scored: Vec<Scored> = self
             .features(queries)?
             .iter()
-            .map(|features| self.inner.file.score(features))
+            .zip(queries)
+            .map(|(features, query)| self.inner.file.score(features, &dataset::normalise(query)))
             .collect();
         let latency = start.elapsed();
         Ok(scored

@@ -10,6 +10,7 @@ mod digest;
 pub mod error;
 pub mod evaluate;
 pub mod functional;
+mod lexical;
 pub mod policy;
 mod scope;
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Training of a router: features once, then a convex fit, choices and calibration on dev data.
 //!
+//! 0. If asked for, a low-rank adapter of the layers that are read (`adapter`); all features are then read through it.
 //! 1. Features of every row, for all candidate read-outs in one pass (`features`).
 //! 2. The functional tokens' rows by logistic regression. A row of a file weighs `n_file^(γ-1)`, so that
 //!    a few natural queries count beside many template questions, times `n_class^-β` within its file, so that
 //!    rare experts count beside frequent ones.
 //! 3. Read-out, `l2`, `β` and `γ` by coordinate search on the dev objective: the mean, over the dev files, of accuracy
 //!    and macro-F1. Each dev file counts the same, however long.
-//! 4. Scope (`crate::scope`) from dev rows with and without an expert; temperature by dev likelihood; then the abstention
+//! 4. An n-gram model (`lexical`), whose logits join the functional tokens' with the weight that dev likelihood chooses.
+//! 5. Scope (`crate::scope`) from dev rows with and without an expert; temperature by dev likelihood; then the abstention
 //!    threshold: the lowest at which at most `max_error` of the accepted dev rows are wrong. Rows labelled [`EXPERT_END`] are
 //!    wrong whenever they are accepted.
 //!
@@ -17,6 +19,7 @@ mod augment;
 mod card;
 mod features;
 mod judge;
+mod lexical;
 mod regression;
 mod search;
 mod split;
@@ -31,6 +34,7 @@ use crate::dataset;
 use crate::functional::{
     self, EXPERT_END, Feature, ModelIdentity, PROMPT, ReadOut, ReadOutSpec, RouterFile, Window,
 };
+use crate::lexical::Lexical;
 use indicatif::ProgressBar;
 use referral_lm::LanguageModel;
 use referral_lm::adapter::Adapter;
@@ -62,9 +66,15 @@ pub struct TrainRouterOptions {
     pub feature_cache: Option<PathBuf>,
     /// Also trains a low-rank adapter for the layers that are read; needs `layer`.
     pub adapter: Option<AdapterTraining>,
+    /// Uses an adapter that was trained before instead.
+    pub adapter_from: Option<PathBuf>,
 }
 
 impl TrainRouterOptions {
+    fn has_adapter(&self) -> bool {
+        self.adapter.is_some() || self.adapter_from.is_some()
+    }
+
     /// The default of [`Self::max_error`].
     pub const MAX_ERROR: f64 = 0.15;
 
@@ -80,6 +90,7 @@ impl TrainRouterOptions {
             max_error: Self::MAX_ERROR,
             feature_cache: None,
             adapter: None,
+            adapter_from: None,
         }
     }
 }
@@ -116,18 +127,22 @@ pub fn train_router(
         }
     }
     let spec = |features: Vec<Feature>| ReadOutSpec {
-        prompt: match options.adapter {
-            Some(_) => String::new(),
-            None => PROMPT.to_owned(),
+        prompt: match options.has_adapter() {
+            true => String::new(),
+            false => PROMPT.to_owned(),
         },
         window: Window::default(),
         features,
     };
     create_dir(&options.out)?;
     let mut read_out = ReadOut::new(model.clone(), spec(union.clone()), None)?;
-    let mut adapter_sha256 = None;
-    if let Some(training) = &options.adapter {
-        let path = options.out.join(functional::ADAPTER);
+    let path = options.out.join(functional::ADAPTER);
+    if let Some(from) = &options.adapter_from {
+        std::fs::copy(from, &path).map_err(|source| RouterError::Io {
+            path: from.clone(),
+            source,
+        })?;
+    } else if let Some(training) = &options.adapter {
         let checkpoint = checkpoint.ok_or(RouterError::Invalid {
             field: "adapter",
             value: "no checkpoint".to_owned(),
@@ -143,6 +158,9 @@ pub fn train_router(
             &path,
             progress,
         )?;
+    }
+    let mut adapter_sha256 = None;
+    if options.has_adapter() {
         let adapter = Adapter::load(&path, model)?;
         adapter_sha256 = Some(crate::digest::file_sha256(&path)?);
         read_out = ReadOut::new(model.clone(), spec(union.clone()), Some(Arc::new(adapter)))?;
@@ -174,7 +192,9 @@ pub fn train_router(
         experts: &experts,
     };
     let (fit, grid) = lab.search(&candidates, progress)?;
-    let scored = lab.scored(&fit)?;
+    progress.set_message("fitting words");
+    let lexical = lexical::train(&data, &known, options.seed);
+    let (lexical_weight, scored) = lab.with_words(lab.scored(&fit)?, &lexical);
     let mut file = RouterFile {
         settings: functional::Settings {
             format: functional::FORMAT,
@@ -182,11 +202,13 @@ pub fn train_router(
             read_out: spec(fit.choices.features.clone()),
             experts: experts.clone(),
             adapter_sha256,
+            lexical_weight,
             ..functional::Settings::untrained(&experts)
         },
         head: fit.head.clone(),
         mean: fit.mean.clone(),
         scale: fit.scale.clone(),
+        lexical: (lexical_weight > 0.0).then_some(lexical),
     };
     lab.calibrate(&scored, options.max_error, &mut file.settings);
     let mut report = Report {
@@ -201,6 +223,10 @@ pub fn train_router(
         temperature: file.settings.temperature(),
         threshold: file.settings.threshold,
         scope: file.settings.scope.clone(),
+        lexical_weight,
+        lexical_features: file.lexical.as_ref().map_or(0, Lexical::features),
+        adapter: options.adapter.clone().filter(|_| options.adapter_from.is_none()),
+        adapter_from: options.adapter_from.as_deref().map(SourceFile::name),
         grid,
         dev: BTreeMap::new(),
         unanswerable: 0,
@@ -245,13 +271,13 @@ fn check_options(options: &TrainRouterOptions) -> Result<(), RouterError> {
     }
     if let Some(training) = &options.adapter {
         training.check()?;
-        if options.layer.is_none() {
-            return invalid(
-                "adapter",
-                "without a layer".to_owned(),
-                "name the layer up to which it is trained",
-            );
-        }
+    }
+    if options.has_adapter() && options.layer.is_none() {
+        return invalid(
+            "adapter",
+            "without a layer".to_owned(),
+            "name the layer up to which it is trained",
+        );
     }
     Ok(())
 }

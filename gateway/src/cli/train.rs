@@ -81,6 +81,9 @@ struct RouterArguments {
     /// Most rows of one file in one of its passes, drawn anew each time
     #[arg(long, value_name = "N", requires = "adapter", default_value_t = AdapterTraining::default().file_rows)]
     adapter_file_rows: usize,
+    /// Read through this adapter of an earlier run instead of training one; needs --layer
+    #[arg(long, value_name = "FILE", requires = "layer", conflicts_with = "adapter")]
+    adapter_from: Option<PathBuf>,
     /// File that keeps the model's features from run to run
     #[arg(long, value_name = "FILE")]
     feature_cache: Option<PathBuf>,
@@ -166,6 +169,7 @@ fn router(arguments: &RouterArguments, config: &ConfigOptions) -> Result<(), Fai
         max_per_expert: arguments.max_per_expert,
         max_error: arguments.max_error,
         feature_cache: arguments.feature_cache.clone(),
+        adapter_from: arguments.adapter_from.clone(),
         adapter: arguments.adapter.then(|| AdapterTraining {
             rank: arguments.adapter_rank,
             epochs: arguments.adapter_epochs,

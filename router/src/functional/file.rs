@@ -4,6 +4,7 @@
 use super::ReadOutSpec;
 use crate::RouterError;
 use crate::calibrate::Temperature;
+use crate::lexical::Lexical;
 use crate::scope::{Scope, Scored};
 use crate::train::Head;
 use half::f16;
@@ -59,6 +60,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) temperature_slope: f32,
     pub(crate) threshold: f32,
+    /// Weight of the n-gram model's logits beside those of the functional tokens; 0 without one.
+    #[serde(default)]
+    pub(crate) lexical_weight: f32,
     /// Missing where the dev files had too few rows without an expert to fit it on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) scope: Option<Scope>,
@@ -95,6 +99,7 @@ impl Settings {
             temperature: 1.0,
             temperature_slope: 0.0,
             threshold: 0.0,
+            lexical_weight: 0.0,
             scope: None,
             adapter_sha256: None,
         }
@@ -109,6 +114,8 @@ pub(crate) struct RouterFile {
     pub(crate) head: Head,
     pub(crate) mean: Vec<f32>,
     pub(crate) scale: Vec<f32>,
+    /// Evidence of the words, added to the logits with the settings' weight.
+    pub(crate) lexical: Option<Lexical>,
 }
 
 impl RouterFile {
@@ -119,13 +126,17 @@ impl RouterFile {
         }
     }
 
-    /// What standardised features say.
-    pub(crate) fn score(&self, features: &[f32]) -> Scored {
-        Scored::new(
-            self.head.logits(features),
-            features,
-            self.settings.read_out.features.len(),
-        )
+    /// What standardised features and the words of the normalised query say.
+    pub(crate) fn score(&self, features: &[f32], query: &str) -> Scored {
+        let mut logits = self.head.logits(features);
+        if let Some(lexical) = &self.lexical {
+            let words = lexical.logits(query);
+            logits
+                .iter_mut()
+                .zip(words)
+                .for_each(|(z, w)| *z += self.settings.lexical_weight * w);
+        }
+        Scored::new(logits, features, self.settings.read_out.features.len())
     }
 
     /// Reads and checks both files; `path` is for messages only.
@@ -178,8 +189,14 @@ impl RouterFile {
             },
             mean: read("mean", &[width])?,
             scale: read("scale", &[width])?,
+            lexical: Lexical::read(&tensors, classes).map_err(|detail| bad(format!("{TOKENS}: {detail}")))?,
             settings,
         };
+        if file.lexical.is_none() && file.settings.lexical_weight != 0.0 {
+            return Err(bad(format!(
+                "{TOKENS}: the n-gram model is missing: copy both files from one place, or train the router again"
+            )));
+        }
         if file.scale.iter().any(|scale| *scale <= 0.0) {
             return Err(bad(format!(
                 "{TOKENS}: scale holds a value that is not positive: train the router again"
@@ -207,12 +224,20 @@ impl RouterFile {
                 detail: error.to_string(),
             })
         };
-        let tensors = [
+        let lexical = self.lexical.as_ref().map(Lexical::bytes);
+        let mut tensors = vec![
             ("rows", view(Dtype::F16, vec![classes, width], &rows)?),
             ("bias", view(Dtype::F32, vec![classes], &bias)?),
             ("mean", view(Dtype::F32, vec![width], &mean)?),
             ("scale", view(Dtype::F32, vec![width], &scale)?),
         ];
+        if let Some(lexical) = &lexical {
+            tensors.extend(lexical.views().map_err(|error| RouterError::BadFile {
+                path: path.clone(),
+                what: WHAT,
+                detail: error.to_string(),
+            })?);
+        }
         let tensors = safetensors::serialize(tensors, None).map_err(|error| RouterError::BadFile {
             path: path.clone(),
             what: WHAT,
@@ -281,6 +306,12 @@ fn fault(settings: &Settings, model: &ModelIdentity) -> Option<String> {
     }
     if settings.scope.as_ref().is_some_and(|scope| !scope.is_sound()) {
         return Some("scope: weights must be finite and the threshold between 0 and 1".to_owned());
+    }
+    if !(settings.lexical_weight.is_finite() && settings.lexical_weight >= 0.0) {
+        return Some(format!(
+            "lexical_weight: {} is negative or not a number",
+            settings.lexical_weight
+        ));
     }
     if !(0.0..=1.0).contains(&settings.threshold) {
         return Some(format!(

@@ -30,6 +30,7 @@ fn router_file(model: &LanguageModel) -> RouterFile {
             temperature: 2.0,
             temperature_slope: 0.5,
             threshold: 0.5,
+            lexical_weight: 0.0,
             scope: Some(scope(0.4)),
             adapter_sha256: None,
         },
@@ -39,6 +40,7 @@ fn router_file(model: &LanguageModel) -> RouterFile {
         },
         mean: vec![0.01; width],
         scale: vec![0.5; width],
+        lexical: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a training run leaves behind besides the router: a report for machines, one for readers, and the card.
 
+use super::AdapterTraining;
 use crate::calibrate::Temperature;
 use crate::dataset::DataFile;
 use crate::functional::{Feature, ModelIdentity};
@@ -87,6 +88,14 @@ pub struct Report {
     pub threshold: f32,
     /// The scope's regression, if the dev files had enough rows labelled `<expert_end>`.
     pub(crate) scope: Option<Scope>,
+    /// Weight of the n-gram model's logits; 0: it did not help and is left out.
+    pub lexical_weight: f32,
+    /// Features of the n-gram model.
+    pub lexical_features: usize,
+    /// How the adapter was trained, if one was.
+    pub adapter: Option<AdapterTraining>,
+    /// The adapter that was taken over instead, by name.
+    pub adapter_from: Option<String>,
     /// All that was tried.
     pub grid: Vec<Choices>,
     /// Figures on each dev file (`<expert_end>` rows left out). Choices were made on them: they flatter a little.
@@ -118,6 +127,15 @@ impl Report {
         }
         if let Some(layer) = self.choices.features.iter().map(|feature| feature.layer).max() {
             command += &format!(" --layer {layer}");
+        }
+        if let Some(adapter) = &self.adapter {
+            command += &format!(
+                " --adapter --adapter-rank {} --adapter-epochs {} --adapter-file-rows {}",
+                adapter.rank, adapter.epochs, adapter.file_rows
+            );
+        }
+        if let Some(adapter) = &self.adapter_from {
+            command += &format!(" --adapter-from {adapter}");
         }
         if let Some(most) = self.max_per_expert {
             command += &format!(" --max-per-expert {most}");
@@ -180,6 +198,13 @@ impl fmt::Display for Report {
             "threshold           {:.3} (at most {} of accepted dev rows wrong)",
             self.threshold, self.max_error
         )?;
+        if self.lexical_weight > 0.0 {
+            writeln!(
+                f,
+                "words               {} features, weight {}",
+                self.lexical_features, self.lexical_weight
+            )?;
+        }
         if let Some(Scope {
             weights: [end, energy, distance],
             threshold,

@@ -5,10 +5,14 @@ use super::{Report, SourceFile};
 use crate::calibrate::{self, Outcome, Temperature};
 use crate::evaluate::Accumulator;
 use crate::functional::{self, EXPERT_END};
+use crate::lexical::Lexical;
 use crate::scope::{self, Scope, Scored};
-use crate::{Evaluation, RouterError};
+use crate::{Evaluation, RouterError, dataset};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Weights of the n-gram model that are tried.
+const LEXICAL_WEIGHTS: [f32; 10] = [0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0];
 
 impl Lab<'_> {
     /// Whether a dev row has an expert.
@@ -124,6 +128,55 @@ impl Lab<'_> {
             })
             .collect();
         settings.threshold = calibrate::threshold_for_error(&outcomes, max_error);
+    }
+
+    /// Adds the n-gram model's logits of the dev rows with the weight under which, at the best temperature, the dev labels
+    /// are likeliest; each dev file counts the same. Returns the weight (0: the model does not help) and the sums.
+    pub(super) fn with_words(&self, scored: Vec<Scored>, lexical: &Lexical) -> (f32, Vec<Scored>) {
+        let words: Vec<Vec<f32>> = self
+            .dev
+            .iter()
+            .flat_map(|file| &file.rows)
+            .map(|row| lexical.logits(&dataset::normalise(&row.query)))
+            .collect();
+        let sum = |weight: f32| -> Vec<Scored> {
+            let mut sums = scored.clone();
+            for (scored, words) in sums.iter_mut().zip(&words) {
+                scored
+                    .logits
+                    .iter_mut()
+                    .zip(words)
+                    .for_each(|(z, w)| *z += weight * w);
+            }
+            sums
+        };
+        let cost = |weight: f32| {
+            let sums = sum(weight);
+            let examples: Vec<_> = sums
+                .iter()
+                .zip(&self.held.labels)
+                .enumerate()
+                .filter(|(row, _)| self.is_answerable(*row))
+                .filter_map(|(row, (scored, label))| {
+                    let (_, logits) = scored.logits.split_last()?;
+                    let file = self.held.files.get(row).and_then(|file| self.dev.get(*file))?;
+                    Some(calibrate::Example {
+                        logits,
+                        distance: scored.distance,
+                        in_scope: 1.0,
+                        label: *label,
+                        weight: 1.0 / file.rows.len() as f32,
+                    })
+                })
+                .collect();
+            calibrate::negative_log_likelihood(&examples, calibrate::fit_temperature(&examples))
+        };
+        let best = LEXICAL_WEIGHTS
+            .into_iter()
+            .map(|weight| (cost(weight), weight))
+            .min_by(|a, b| a.0.total_cmp(&b.0));
+        let weight = best.map_or(0.0, |(_, weight)| weight);
+        (weight, sum(weight))
     }
 
     pub(super) fn report(

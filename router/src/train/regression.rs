@@ -3,7 +3,7 @@
 //! Minimises the weighted mean cross-entropy plus `l2 / 2 · ‖rows‖²` (biases are free) with L-BFGS. The problem is
 //! convex, so the result depends on the data and `l2` alone, not on a seed or a step size.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Tensor};
 use std::collections::VecDeque;
 
 /// Curvature pairs that L-BFGS remembers.
@@ -41,13 +41,13 @@ impl Head {
 }
 
 impl Problem<'_> {
-    fn width(&self) -> Result<usize> {
+    fn width(&self) -> candle_core::Result<usize> {
         self.features.dim(1)
     }
 
     /// Loss and gradient at parameters laid out as all rows, then all biases. Both products run in candle's
     /// kernels, which split work by output cell, so a run repeats to the bit.
-    fn gradient(&self, parameters: &[f32]) -> Result<(f64, Vec<f32>)> {
+    fn gradient(&self, parameters: &[f32]) -> candle_core::Result<(f64, Vec<f32>)> {
         let (n, width) = self.features.dims2()?;
         let (rows, bias) = parameters.split_at(self.classes * width);
         let matrix = Tensor::from_slice(rows, (self.classes, width), &Device::Cpu)?;
@@ -89,59 +89,69 @@ impl Problem<'_> {
     }
 
     /// Minimises from zero in at most `iterations` steps.
-    pub(super) fn solve(&self, iterations: usize) -> Result<Head> {
+    pub(super) fn solve(&self, iterations: usize) -> candle_core::Result<Head> {
         let size = self.classes * self.width()?;
-        let mut at = vec![0.0; size + self.classes];
-        let (mut loss, mut gradient) = self.gradient(&at)?;
-        let mut memory: VecDeque<(Vec<f32>, Vec<f32>, f64)> = VecDeque::with_capacity(MEMORY);
-        for _ in 0..iterations {
-            let direction = lbfgs_direction(&gradient, &memory);
-            let slope = dot(&gradient, &direction);
-            if slope >= 0.0 {
-                break;
-            }
-            // Armijo backtracking; the quasi-Newton step is 1 except at the very start.
-            let mut step = if memory.is_empty() {
-                (1.0 / dot(&gradient, &gradient).sqrt()).min(1.0)
-            } else {
-                1.0
-            };
-            let accepted = loop {
-                let next: Vec<f32> = at
-                    .iter()
-                    .zip(&direction)
-                    .map(|(x, d)| x + step as f32 * d)
-                    .collect();
-                let (value, slopes) = self.gradient(&next)?;
-                if value <= loss + 1e-4 * step * slope {
-                    break Some((next, value, slopes));
-                }
-                step *= 0.5;
-                if step < 1e-6 {
-                    break None;
-                }
-            };
-            let Some((next, value, slopes)) = accepted else {
-                break;
-            };
-            let s: Vec<f32> = next.iter().zip(&at).map(|(a, b)| a - b).collect();
-            let y: Vec<f32> = slopes.iter().zip(&gradient).map(|(a, b)| a - b).collect();
-            let curvature = dot(&s, &y);
-            if curvature > 1e-12 {
-                if memory.len() == MEMORY {
-                    memory.pop_front();
-                }
-                memory.push_back((s, y, curvature));
-            }
-            let gain = loss - value;
-            (at, loss, gradient) = (next, value, slopes);
-            if gain < 1e-7 * loss.max(1e-3) {
-                break;
-            }
-        }
+        let mut at = minimise(size + self.classes, iterations, |at| self.gradient(at))?;
         let bias = at.split_off(size);
         Ok(Head { rows: at, bias })
     }
+}
+
+/// L-BFGS (Liu and Nocedal 1989) from zero in at most `iterations` steps. `objective` gives the loss and its gradient.
+pub(super) fn minimise<E>(
+    size: usize,
+    iterations: usize,
+    objective: impl Fn(&[f32]) -> Result<(f64, Vec<f32>), E>,
+) -> Result<Vec<f32>, E> {
+    let mut at = vec![0.0; size];
+    let (mut loss, mut gradient) = objective(&at)?;
+    let mut memory: VecDeque<(Vec<f32>, Vec<f32>, f64)> = VecDeque::with_capacity(MEMORY);
+    for _ in 0..iterations {
+        let direction = lbfgs_direction(&gradient, &memory);
+        let slope = dot(&gradient, &direction);
+        if slope >= 0.0 {
+            break;
+        }
+        // Armijo backtracking; the quasi-Newton step is 1 except at the very start.
+        let mut step = if memory.is_empty() {
+            (1.0 / dot(&gradient, &gradient).sqrt()).min(1.0)
+        } else {
+            1.0
+        };
+        let accepted = loop {
+            let next: Vec<f32> = at
+                .iter()
+                .zip(&direction)
+                .map(|(x, d)| x + step as f32 * d)
+                .collect();
+            let (value, slopes) = objective(&next)?;
+            if value <= loss + 1e-4 * step * slope {
+                break Some((next, value, slopes));
+            }
+            step *= 0.5;
+            if step < 1e-6 {
+                break None;
+            }
+        };
+        let Some((next, value, slopes)) = accepted else {
+            break;
+        };
+        let s: Vec<f32> = next.iter().zip(&at).map(|(a, b)| a - b).collect();
+        let y: Vec<f32> = slopes.iter().zip(&gradient).map(|(a, b)| a - b).collect();
+        let curvature = dot(&s, &y);
+        if curvature > 1e-12 {
+            if memory.len() == MEMORY {
+                memory.pop_front();
+            }
+            memory.push_back((s, y, curvature));
+        }
+        let gain = loss - value;
+        (at, loss, gradient) = (next, value, slopes);
+        if gain < 1e-7 * loss.max(1e-3) {
+            break;
+        }
+    }
+    Ok(at)
 }
 
 /// The two-loop recursion: minus the approximate inverse Hessian times the gradient.

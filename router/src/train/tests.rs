@@ -246,7 +246,11 @@ fn assert_features_route_as_the_router_does(
             );
         }
         file.standardise(&mut vector);
-        let got = decide(&file.settings, &file.score(&vector), Duration::ZERO);
+        let got = decide(
+            &file.settings,
+            &file.score(&vector, &dataset::normalise(query)),
+            Duration::ZERO,
+        );
         for (expert, p) in &want.probabilities {
             let (_, other) = got.probabilities.iter().find(|(name, _)| name == expert).unwrap();
             assert!((p - other).abs() < tolerance, "{query}: {expert} {p} {other}");
