@@ -4,6 +4,7 @@
 //! Only this module and its children print.
 
 mod ask;
+mod bench;
 mod config;
 mod decisions;
 mod demo;
@@ -57,6 +58,8 @@ enum Command {
     Train(train::Arguments),
     /// Measure a router on labelled queries
     Eval(eval::Arguments),
+    /// Time decisions on this machine
+    Bench(bench::Arguments),
     /// Fetch and list model weights
     Models(models::Arguments),
     /// List who can answer
@@ -77,6 +80,7 @@ pub fn run() -> ExitCode {
         Command::Route(arguments) => route::run(arguments, &config),
         Command::Train(arguments) => train::run(arguments, &config),
         Command::Eval(arguments) => eval::run(arguments, &config),
+        Command::Bench(arguments) => bench::run(arguments, &config),
         Command::Models(arguments) => models::run(arguments, &config),
         Command::Experts(arguments) => experts::run(arguments, &config),
         Command::Config(arguments) => config::run(arguments, &config),

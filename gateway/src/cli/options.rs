@@ -96,6 +96,11 @@ pub(crate) struct RouterOptions {
 }
 
 impl RouterOptions {
+    /// The model that the router reads with.
+    pub(crate) fn model(&self) -> &ModelOptions {
+        &self.model
+    }
+
     /// Loads the router and its model.
     pub(crate) fn load(&self, settings: &Settings) -> Result<Router, Failure> {
         let model = self.model.load(settings)?;

@@ -6,8 +6,9 @@
 
 use crate::metrics::Metrics;
 use referral_router::Routing;
+use referral_router::dataset::normalise;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The cache.
 pub(super) struct RoutingCache {
@@ -62,6 +63,34 @@ impl RoutingCache {
     pub(super) async fn put(&self, key: CacheKey, routing: Arc<Routing>) {
         self.entries.insert(key.0, routing).await;
     }
+}
+
+/// Times of `count` lookups of a query whose routing is kept: normalisation, key, lookup; what `referral bench` shows.
+///
+/// # Errors
+/// If the operating system gives no runtime.
+pub(crate) fn cached_lookup(
+    router: &str,
+    query: &str,
+    routing: Routing,
+    count: usize,
+) -> std::io::Result<Vec<Duration>> {
+    let metrics = Metrics::register(&prometheus::Registry::new(), &[]).map_err(std::io::Error::other)?;
+    let cache = RoutingCache::new(1000, Duration::from_secs(600), router, "bench", metrics);
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(async {
+        cache.put(cache.key(&normalise(query)), Arc::new(routing)).await;
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let start = Instant::now();
+            let found = cache.get(cache.key(&normalise(query))).await;
+            times.push(start.elapsed());
+            if found.is_none() {
+                return Err(std::io::Error::other("the cache lost its entry"));
+            }
+        }
+        Ok(times)
+    })
 }
 
 #[cfg(test)]

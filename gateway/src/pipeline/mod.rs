@@ -20,6 +20,8 @@ mod run;
 mod tests;
 mod trace;
 
+pub(crate) use cache::cached_lookup;
+
 pub use answering::{Answering, Envelope, Event, Whole};
 pub use deadline::parse_grpc_timeout;
 pub use decision::{AnswerEnd, Decision, FailedAttempt};
