@@ -18,6 +18,7 @@
 pub mod adapter;
 pub mod engine;
 pub mod error;
+mod exp;
 pub mod fetch;
 pub mod load;
 pub mod model;

@@ -6,6 +6,7 @@
 //! exponential that the compiler turns into vector instructions. Other devices get candle's operators.
 
 use crate::Result;
+use crate::exp::exp;
 use candle_core::utils::barrier_pool;
 use candle_core::{CpuStorage, CustomOp2, InplaceOp1, Layout, Shape, Tensor};
 use std::sync::{Mutex, PoisonError};
@@ -219,55 +220,10 @@ fn lanes(values: &[f32], start: f32, fold: impl Fn(f32, f32) -> f32) -> [f32; 8]
     folded
 }
 
-/// `e^x` to about two units in the last place, without branches or calls (Cody and Waite 1980: `x` is cut
-/// into `n ln 2 + r`, a polynomial gives `e^r`, the exponent's bits `2^n`). Clamped to the normal range.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const LOWEST: f32 = -87.0;
-    const HIGHEST: f32 = 88.0;
-    // Adding it rounds to a whole number, which then stands in the low bits.
-    const ROUNDER: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x < LOWEST { LOWEST } else { x };
-    let x = if x > HIGHEST { HIGHEST } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
-    let n = shifted - ROUNDER;
-    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let p = p * r * r + r + 1.0;
-    let power = shifted
-        .to_bits()
-        .wrapping_sub(ROUNDER.to_bits())
-        .wrapping_add(127)
-        << 23;
-    p * f32::from_bits(power)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use candle_core::Device;
-
-    #[test]
-    fn the_exponential_is_exact_to_a_few_last_places() {
-        for i in -8700..=8800 {
-            let x = i as f32 / 100.0;
-            let exact = f64::from(x).exp();
-            assert!(
-                (f64::from(exp(x)) / exact - 1.0).abs() < 5e-7,
-                "exp({x}) = {}",
-                exp(x)
-            );
-        }
-        assert!(exp(f32::NEG_INFINITY) < 1e-37);
-        assert!(exp(f32::NAN).is_nan());
-    }
 
     #[test]
     fn masked_softmax_equals_the_softmax_of_the_visible_keys() {

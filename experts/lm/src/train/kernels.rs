@@ -5,6 +5,7 @@
 //! f32 tensors on the CPU, one token a row.
 
 use crate::Result;
+pub(super) use crate::exp::exp;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -60,28 +61,6 @@ impl<F: FnMut(&mut [f32])> InplaceOp1 for Rewrite<F> {
             _ => Err(candle_core::Error::msg("expected a contiguous f32 tensor")),
         }
     }
-}
-
-/// `e^x` to about 2 ulp, written so that the compiler vectorises it (the library's is a call per value).
-///
-/// `x = n ln 2 + r`; adding and subtracting 1.5 * 2^23 rounds to the integer `n`, which then stands
-/// in the low bits of the sum and is shifted into an exponent.
-#[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0;
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    // ln 2 in two parts, the first exact in few bits.
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_6e-1;
-    let p = p * r + 0.5;
-    let p = p * r * r + r + 1.0;
-    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 /// Root-mean-square norm: `y = x * gain / sqrt(mean(x^2) + epsilon)`. Also gives each row's
