@@ -145,6 +145,26 @@ impl Lexical {
         model
     }
 
+    /// Makes room for a class at this place, for which the words say nothing yet.
+    pub(crate) fn insert_class(&mut self, at: usize) {
+        let classes = self.bias.len().max(1);
+        let rows = self.weights.chunks_exact(classes);
+        self.weights = rows
+            .flat_map(|row| [&row[..at], &[0], &row[at..]].concat())
+            .collect();
+        self.bias.insert(at, 0.0);
+    }
+
+    /// Takes a class out.
+    pub(crate) fn remove_class(&mut self, at: usize) {
+        let classes = self.bias.len().max(1);
+        let rows = self.weights.chunks_exact(classes);
+        self.weights = rows
+            .flat_map(|row| [&row[..at], &row[at + 1..]].concat())
+            .collect();
+        self.bias.remove(at);
+    }
+
     /// Features that it knows.
     pub(crate) fn features(&self) -> usize {
         self.keys.len()

@@ -4,13 +4,16 @@
 //! confidence, abstention, and policy. Pure decisions are functions of their arguments: no clock, no
 //! network; this crate sees neither tonic nor prost.
 
+mod bank;
 pub mod calibrate;
 pub mod dataset;
 mod digest;
+pub mod edit;
 pub mod error;
 pub mod evaluate;
 pub mod functional;
 mod lexical;
+pub mod plots;
 pub mod policy;
 mod scope;
 #[cfg(test)]

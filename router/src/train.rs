@@ -15,7 +15,9 @@
 //! The fit is convex and starts from zero; the seed only chooses which rows stay when `max_per_expert` drops some.
 
 mod adapter;
+mod against;
 mod augment;
+mod bank;
 mod card;
 mod features;
 mod judge;
@@ -25,6 +27,7 @@ mod search;
 mod split;
 
 pub use adapter::AdapterTraining;
+pub(crate) use against::fit_against;
 pub(crate) use card::write_json;
 pub use card::{Choices, Report, SourceFile};
 pub(crate) use regression::{Head, dot32};
@@ -234,6 +237,7 @@ pub fn train_router(
     };
     lab.report(&file.settings, &scored, &mut report)?;
     file.save(&options.out)?;
+    lab.bank(&file, &data)?.save(&options.out)?;
     report.save(&options.out, &file.settings.model)?;
     Ok(report)
 }

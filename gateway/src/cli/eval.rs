@@ -27,6 +27,9 @@ enum Command {
         data: Vec<PathBuf>,
         #[command(flatten)]
         router: RouterOptions,
+        /// Draw reliability, risk–coverage and confusion as SVG into this directory
+        #[arg(long, value_name = "DIR")]
+        plots: Option<PathBuf>,
         /// How to print the report
         #[arg(long, default_value = "text")]
         format: Format,
@@ -41,7 +44,12 @@ enum Format {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
-    let Command::Routing { data, router, format } = &arguments.command;
+    let Command::Routing {
+        data,
+        router,
+        plots,
+        format,
+    } = &arguments.command;
     // Opened once before the model is loaded: a typo is told at once.
     for path in data {
         Reader::<Row>::open(path)?;
@@ -50,6 +58,13 @@ pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
     let bar = counter("queries routed")?;
     let evaluation = evaluate_files(&router, data, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
+    if let Some(directory) = plots {
+        let names: Vec<_> = data
+            .iter()
+            .map(|path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy())
+            .collect();
+        referral_router::plots::write(&evaluation, &names.join(" + "), directory)?;
+    }
     match format {
         Format::Text => Ok(write!(stdout(), "{evaluation}")?),
         Format::Json => print_json(&evaluation),

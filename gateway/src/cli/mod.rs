@@ -16,6 +16,7 @@ mod models;
 mod options;
 mod output;
 mod route;
+mod router;
 mod serve;
 mod telemetry;
 mod train;
@@ -56,6 +57,8 @@ enum Command {
     Route(route::Arguments),
     /// Train a router or an adapter
     Train(train::Arguments),
+    /// List, add, remove and rename the experts that a router knows
+    Router(router::Arguments),
     /// Measure a router on labelled queries
     Eval(eval::Arguments),
     /// Time decisions on this machine
@@ -79,6 +82,7 @@ pub fn run() -> ExitCode {
         Command::Ask(arguments) => ask::run(arguments, &config),
         Command::Route(arguments) => route::run(arguments, &config),
         Command::Train(arguments) => train::run(arguments, &config),
+        Command::Router(arguments) => router::run(arguments, &config),
         Command::Eval(arguments) => eval::run(arguments, &config),
         Command::Bench(arguments) => bench::run(arguments, &config),
         Command::Models(arguments) => models::run(arguments, &config),

@@ -140,6 +140,8 @@ pub(crate) struct RawRouter {
     /// Below this confidence the generalist answers; `null` is the router's own threshold.
     #[schemars(range(min = 0, max = 1))]
     pub min_confidence: Option<f32>,
+    /// Start although the router has no token for an expert, or no expert is configured for a token.
+    pub allow_unmatched: bool,
     /// Queries that may wait for the router; one more is refused as RESOURCE_EXHAUSTED.
     #[schemars(range(min = 1, max = 65_536))]
     pub queue_capacity: usize,

@@ -76,6 +76,8 @@ pub struct RouterSettings {
     pub model: String,
     /// A trained router; `None` is the shipped one.
     pub directory: Option<PathBuf>,
+    /// Whether experts without a token, and tokens without an expert, are no error.
+    pub allow_unmatched: bool,
     /// Queries that may wait for the router.
     pub queue_capacity: usize,
     /// Decisions kept; 0 is no cache.

@@ -53,6 +53,7 @@ pub(super) fn validate(
     let router = RouterSettings {
         model: raw.router.model,
         directory: raw.router.directory.map(PathBuf::from),
+        allow_unmatched: raw.router.allow_unmatched,
         queue_capacity: raw.router.queue_capacity,
         cache_capacity: raw.router.cache.capacity,
         cache_ttl: problems.duration(

@@ -44,6 +44,12 @@ pub enum ServeError {
     /// The router could not be loaded.
     #[error("router: {0}")]
     Router(#[source] Box<referral_router::RouterError>),
+    /// The router and the configuration do not know the same experts.
+    #[error(
+        "the router and the configuration do not fit: {}. To start all the same, set router.allow_unmatched to true",
+        .0.join("; ")
+    )]
+    Tokens(Vec<String>),
     /// An expert could not be made.
     #[error("expert {id}: {source}")]
     Expert {

@@ -10,6 +10,7 @@ mod parts;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 pub use error::ServeError;
 pub use stage::Stage;

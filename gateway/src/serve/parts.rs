@@ -1,6 +1,6 @@
 //! From settings to the parts of a pipeline: models, engines, router, experts, log. Blocking.
 
-use super::ServeError;
+use super::{ServeError, tokens};
 use crate::config::{AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, Provider, Settings};
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
@@ -27,6 +27,7 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
         None => Router::shipped(router_model),
     }
     .map_err(|error| ServeError::Router(Box::new(error)))?;
+    tokens::check(settings, router.experts())?;
     let mut workshop = Workshop {
         settings,
         models,
