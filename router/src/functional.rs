@@ -97,7 +97,14 @@ impl Router {
     pub fn shipped(model: LanguageModel) -> Result<Self, RouterError> {
         let settings = include_bytes!("../data/shipped/router.json");
         let tokens = include_bytes!("../data/shipped/tokens.safetensors");
-        Self::from_bytes(Path::new("the shipped router"), settings, tokens, None, model)
+        let adapter = include_bytes!("../data/shipped/adapter.safetensors");
+        Self::from_bytes(
+            Path::new("the shipped router"),
+            settings,
+            tokens,
+            Some(adapter),
+            model,
+        )
     }
 
     fn from_bytes(

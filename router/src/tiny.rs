@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use referral_lm::LanguageModel;
-use referral_lm::load::{LoadOptions, Quantization};
+use referral_lm::load::{Checkpoint, LoadOptions, Quantization};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -21,14 +21,26 @@ pub(crate) fn model() -> LanguageModel {
 
 /// A model of the same shape whose weights are drawn with `seed`.
 pub(crate) fn seeded(seed: u64) -> LanguageModel {
-    let directory = tempfile::tempdir().unwrap();
-    write_tokenizer(directory.path());
-    write_weights(directory.path(), seed);
+    let directory = directory(seed);
     let options = LoadOptions {
         quantization: Quantization::F32,
         ..LoadOptions::default()
     };
     LanguageModel::load(directory.path(), &options).unwrap()
+}
+
+/// The model's file, as the trainer reads it; every call makes the same. It lives as long as the directory.
+pub(crate) fn checkpoint() -> (tempfile::TempDir, Checkpoint) {
+    let directory = directory(3);
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    (directory, checkpoint)
+}
+
+fn directory(seed: u64) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    write_tokenizer(directory.path());
+    write_weights(directory.path(), seed);
+    directory
 }
 
 /// The letters that stand for the 256 bytes in byte-level vocabularies (GPT-2).

@@ -218,7 +218,11 @@ fn assert_features_route_as_the_router_does(
     let identity = ModelIdentity::of(model);
     let (settings, tokens) = (read("router.json"), read("tokens.safetensors"));
     let file = RouterFile::parse(directory, &settings, &tokens, &identity).unwrap();
-    let read_out = ReadOut::new(model.clone(), file.settings.read_out.clone(), None).unwrap();
+    let adapter = file.settings.adapter_sha256.as_ref().map(|_| {
+        let path = directory.join(functional::ADAPTER);
+        Arc::new(Adapter::load(&path, model).unwrap())
+    });
+    let read_out = ReadOut::new(model.clone(), file.settings.read_out.clone(), adapter).unwrap();
     let routed = Router::load(directory, model.clone())
         .unwrap()
         .route(queries)
@@ -268,6 +272,76 @@ fn the_trainers_features_are_the_routers() {
     // A fit of toy data is steep, and so magnifies the rounding.
     let queries = ["bub xylo 7", " zyx   bab\t", long.as_str(), "", "beat"];
     assert_features_route_as_the_router_does(&options.out, &model, &queries, 1e-2);
+}
+
+#[test]
+fn an_adapter_belongs_to_its_router() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_weights, checkpoint) = tiny::checkpoint();
+    let model = tiny::model();
+    let options = TrainRouterOptions {
+        layer: Some(2),
+        adapter: Some(AdapterTraining {
+            rank: 2,
+            epochs: 2,
+            ..AdapterTraining::default()
+        }),
+        ..options(directory.path())
+    };
+    let hidden = ProgressBar::hidden();
+    let report = train_router(&model, Some(&checkpoint), &options, &hidden).unwrap();
+    assert!(report.dev["dev.jsonl"].accuracy > 0.9, "{report}");
+    let card = std::fs::read_to_string(options.out.join("README.md")).unwrap();
+    assert!(
+        card.contains("--adapter --adapter-rank 2 --adapter-epochs 2"),
+        "{card}"
+    );
+    let queries = ["bub xylo 7", "", "beat"];
+    assert_features_route_as_the_router_does(&options.out, &model, &queries, 1e-2);
+
+    // The same adapter taken over gives the same router.
+    let over = TrainRouterOptions {
+        adapter: None,
+        adapter_from: Some(options.out.join(functional::ADAPTER)),
+        out: directory.path().join("over"),
+        ..options.clone()
+    };
+    train_router(&model, None, &over, &hidden).unwrap();
+    let version = |out: &Path| Router::load(out, model.clone()).unwrap().version().to_owned();
+    assert_eq!(version(&over.out), version(&options.out));
+
+    let refused = || Router::load(&over.out, model.clone()).err().unwrap().to_string();
+    let adapter = over.out.join(functional::ADAPTER);
+    let mut bytes = std::fs::read(&adapter).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&adapter, &bytes).unwrap();
+    assert!(refused().contains("SHA-256"), "{}", refused());
+    std::fs::remove_file(&adapter).unwrap();
+    assert!(refused().contains("missing"), "{}", refused());
+    let plain = TrainRouterOptions {
+        adapter_from: None,
+        ..over.clone()
+    };
+    train_router(&model, None, &plain, &hidden).unwrap();
+    std::fs::write(&adapter, &bytes).unwrap();
+    assert!(refused().contains("trained without one"), "{}", refused());
+
+    let fault = |options: &TrainRouterOptions, checkpoint| {
+        train_router(&model, checkpoint, options, &hidden)
+            .unwrap_err()
+            .to_string()
+    };
+    let without_layer = TrainRouterOptions {
+        layer: None,
+        ..options.clone()
+    };
+    assert!(fault(&without_layer, Some(&checkpoint)).contains("layer"));
+    assert!(fault(&options, None).contains("checkpoint"));
+    let elsewhere = TrainRouterOptions {
+        adapter_from: Some(directory.path().join("nowhere")),
+        ..over
+    };
+    assert!(fault(&elsewhere, None).contains("nowhere"));
 }
 
 /// On the real weights, where a machine has them.
