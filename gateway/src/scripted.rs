@@ -186,6 +186,7 @@ impl Decider for ScriptedDecider {
                 in_scope: if out_of_scope { 0.05 } else { 0.95 },
                 out_of_scope,
                 abstained,
+                windowed: false,
                 latency: Duration::from_micros(7),
             })
         };

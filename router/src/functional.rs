@@ -43,6 +43,8 @@ pub struct Routing {
     pub out_of_scope: bool,
     /// Whether the query is out of scope or the confidence below the router's threshold: the generalist should answer.
     pub abstained: bool,
+    /// Whether the query is longer than the router's window, so that its middle was not read.
+    pub windowed: bool,
     /// Time in the router: that of the whole batch, which is what each of its queries waited.
     pub latency: Duration,
 }
@@ -156,10 +158,18 @@ impl Router {
             .zip(queries)
             .map(|(features, query)| self.inner.file.score(features, &dataset::normalise(query)))
             .collect();
+        let windowed = queries
+            .iter()
+            .map(|query| self.inner.read_out.is_windowed(&dataset::normalise(query)))
+            .collect::<Result<Vec<_>, _>>()?;
         let latency = start.elapsed();
         Ok(scored
             .iter()
-            .map(|scored| decide(&self.inner.file.settings, scored, latency))
+            .zip(windowed)
+            .map(|(scored, windowed)| Routing {
+                windowed,
+                ..decide(&self.inner.file.settings, scored, latency)
+            })
             .collect())
     }
 
@@ -240,6 +250,7 @@ pub(crate) fn decide(settings: &Settings, scored: &Scored, latency: Duration) ->
         out_of_scope,
         abstained: out_of_scope || confidence < settings.threshold,
         probabilities,
+        windowed: false,
         latency,
     }
 }

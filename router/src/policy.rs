@@ -43,6 +43,8 @@ pub enum Reason {
     Fallback,
     /// The router failed: the generalist answers.
     RouterFailed,
+    /// The query is longer than the router's window: the decision rests on its head and its tail.
+    Windowed,
 }
 
 /// What policy may choose from: the state of the experts at one moment.
@@ -147,6 +149,9 @@ pub fn decide(
         }
     };
 
+    let windowed = routing
+        .filter(|routing| routing.windowed && requested.is_none())
+        .map(|_| Reason::Windowed);
     let blocked = obstacle(first, candidates, settings);
     order.retain(|name| obstacle(name, candidates, settings).is_none());
     if order.is_empty() {
@@ -167,7 +172,7 @@ pub fn decide(
     }
     Ok(Choice {
         order: distinct,
-        reasons: blocked.into_iter().chain([rule]).collect(),
+        reasons: blocked.into_iter().chain([rule]).chain(windowed).collect(),
         abstained,
     })
 }

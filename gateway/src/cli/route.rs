@@ -14,7 +14,7 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "\
 Each line of the output: id, expert (the likeliest; the generalist answers where abstained is true),
 confidence, in_scope (probability that the query is anything for these experts), out_of_scope, abstained,
-probabilities by expert, latency_us.
+windowed (the query is longer than what the router reads), probabilities by expert, latency_us.
 
 Example:
   echo '{\"id\": 1, \"query\": \"Is metformin safe with an eGFR of 28?\"}' > queries.jsonl
@@ -43,6 +43,7 @@ struct Line<'a> {
     in_scope: f32,
     out_of_scope: bool,
     abstained: bool,
+    windowed: bool,
     #[serde(serialize_with = "as_map")]
     probabilities: &'a [(String, f32)],
     latency_us: u64,
@@ -86,6 +87,7 @@ fn line<'a>(id: &'a str, routing: &'a Routing) -> Line<'a> {
         in_scope: routing.in_scope,
         out_of_scope: routing.out_of_scope,
         abstained: routing.abstained,
+        windowed: routing.windowed,
         probabilities: &routing.probabilities,
         latency_us: u64::try_from(routing.latency.as_micros()).unwrap_or(u64::MAX),
     }
@@ -108,10 +110,11 @@ mod tests {
             in_scope: 0.75,
             out_of_scope: false,
             abstained: false,
+            windowed: false,
             latency: Duration::from_micros(1_500),
         };
         let expected = concat!(
-            r#"{"id":"7","expert":"b","confidence":0.9,"in_scope":0.75,"out_of_scope":false,"abstained":false,"#,
+            r#"{"id":"7","expert":"b","confidence":0.9,"in_scope":0.75,"out_of_scope":false,"abstained":false,"windowed":false,"#,
             r#""probabilities":{"b":0.9,"a":0.1},"latency_us":1500}"#
         );
         assert_eq!(serde_json::to_string(&line("7", &routing)).unwrap(), expected);

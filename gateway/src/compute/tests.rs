@@ -38,6 +38,7 @@ impl Decider for Scripted {
             in_scope: 1.0,
             out_of_scope: false,
             abstained: false,
+            windowed: false,
             latency: Duration::ZERO,
         };
         Ok(queries.iter().map(routing).collect())

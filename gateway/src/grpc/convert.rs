@@ -51,6 +51,7 @@ fn reason_to_wire(reason: Reason) -> v1::Reason {
         Reason::Cached => v1::Reason::Cached,
         Reason::Fallback => v1::Reason::Fallback,
         Reason::RouterFailed => v1::Reason::RouterFailed,
+        Reason::Windowed => v1::Reason::Windowed,
     }
 }
 

@@ -187,7 +187,7 @@ pub(super) fn code_label(code: Code) -> &'static str {
     }
 }
 
-pub(super) const REASONS: [Reason; 10] = [
+pub(super) const REASONS: [Reason; 11] = [
     Reason::Routed,
     Reason::Abstained,
     Reason::OutOfScope,
@@ -198,6 +198,7 @@ pub(super) const REASONS: [Reason; 10] = [
     Reason::Cached,
     Reason::Fallback,
     Reason::RouterFailed,
+    Reason::Windowed,
 ];
 
 /// The name of a reason in metrics and JSON.
@@ -213,5 +214,6 @@ pub fn reason_label(reason: Reason) -> &'static str {
         Reason::Cached => "cached",
         Reason::Fallback => "fallback",
         Reason::RouterFailed => "router_failed",
+        Reason::Windowed => "windowed",
     }
 }

@@ -20,6 +20,7 @@ fn routing(chosen: &str, other: &str, confidence: f32, abstained: bool, us: u64)
         in_scope: confidence,
         out_of_scope: false,
         abstained,
+        windowed: false,
         latency: Duration::from_micros(us),
     }
 }

@@ -169,6 +169,13 @@ impl ReadOut {
         Ok(self.spec.window.cut(self.model.encode(query, false)?))
     }
 
+    /// Whether a normalised query is longer than the window.
+    pub fn is_windowed(&self, query: &str) -> Result<bool, RouterError> {
+        let most = self.spec.window.head + self.spec.window.tail;
+        // A token is at least one byte.
+        Ok(query.len() > most && self.model.encode(query, false)?.len() > most)
+    }
+
     /// All tokens of a query's row, the prompt's among them, and which of them means are taken over: what
     /// [`Self::read`] computes behind the prompt's cache.
     pub(crate) fn row(&self, query: &[u32]) -> (Vec<u32>, Range<usize>) {

@@ -292,6 +292,18 @@ fn the_shipped_files_are_whole_and_know_the_eleven_experts() {
     );
 }
 
+#[test]
+fn a_query_beyond_the_window_is_marked() {
+    let model = tiny::model();
+    let directory = saved(&model);
+    let router = Router::load(directory.path(), model).unwrap();
+    // The tiny tokenizer makes a token of each byte; the window is 8 and 16.
+    let routings = router
+        .route(&["x".repeat(24).as_str(), "x".repeat(25).as_str()])
+        .unwrap();
+    assert_eq!((routings[0].windowed, routings[1].windowed), (false, true));
+}
+
 /// On the real weights, where a machine has them.
 #[test]
 fn the_shipped_router_refers_plain_queries_and_abstains_on_vague_ones() {

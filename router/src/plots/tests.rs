@@ -69,6 +69,7 @@ fn evaluation() -> Evaluation {
             in_scope: 1.0,
             out_of_scope: false,
             abstained: false,
+            windowed: false,
             latency: Duration::ZERO,
         };
         accumulator.push(&row, &routing).unwrap();

@@ -12,6 +12,7 @@ fn routing(probabilities: &[(&str, f32)], abstained: bool) -> Routing {
         in_scope: 1.0,
         out_of_scope: false,
         abstained,
+        windowed: false,
         latency: Duration::from_millis(1),
     }
 }
@@ -49,6 +50,24 @@ fn settings() -> PolicySettings {
 fn chosen(routing: &Routing, candidates: &[Candidate]) -> (Vec<String>, Vec<Reason>) {
     let choice = decide(Some(routing), None, candidates, &settings()).unwrap();
     (choice.order, choice.reasons)
+}
+
+#[test]
+fn a_windowed_query_is_decided_alike_and_says_so() {
+    let routing = Routing {
+        windowed: true,
+        ..routing(&[("heart", 0.8), ("lungs", 0.2)], false)
+    };
+    let candidates = [candidate("generalist"), candidate("heart")];
+    let (order, reasons) = chosen(&routing, &candidates);
+    assert_eq!(order, ["heart", "generalist"]);
+    assert_eq!(reasons, [Reason::Routed, Reason::Windowed]);
+    let requested = decide(Some(&routing), Some("heart"), &candidates, &settings()).unwrap();
+    assert_eq!(
+        requested.reasons,
+        [Reason::Requested],
+        "the caller decided, not the window"
+    );
 }
 
 #[test]
@@ -201,6 +220,7 @@ fn any_routing() -> impl Strategy<Value = Option<Routing>> {
             abstained,
             in_scope: 1.0,
             out_of_scope: false,
+            windowed: false,
             latency: Duration::ZERO,
         }
     }))
