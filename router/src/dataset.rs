@@ -7,6 +7,10 @@
 //! [`normalise`] is the one definition of "the same query": the router reads normalised text, and the
 //! gateway's decision cache uses it as its key.
 
+mod fields;
+
+pub use fields::{Fields, LabelMap};
+
 use crate::RouterError;
 use flate2::read::MultiGzDecoder;
 use serde::de::DeserializeOwned;
@@ -113,6 +117,8 @@ pub fn normalise(query: &str) -> String {
 /// Streams the records of one file.
 pub struct Reader<T> {
     path: PathBuf,
+    /// `None` where rows have this crate's names already.
+    fields: Option<Fields>,
     input: Box<dyn BufRead + Send>,
     line: usize,
     buffer: Vec<u8>,
@@ -123,6 +129,11 @@ pub struct Reader<T> {
 impl<T: Record> Reader<T> {
     /// Opens a file; gzip is recognised by its first two bytes, whatever the name.
     pub fn open(path: &Path) -> Result<Self, RouterError> {
+        Self::open_as(path, &Fields::default())
+    }
+
+    /// Opens a file that has other names for query and label.
+    pub fn open_as(path: &Path, fields: &Fields) -> Result<Self, RouterError> {
         let io = |source| RouterError::Io {
             path: path.to_owned(),
             source,
@@ -136,6 +147,7 @@ impl<T: Record> Reader<T> {
         };
         Ok(Self {
             path: path.to_owned(),
+            fields: (*fields != Fields::default()).then(|| fields.clone()),
             input,
             line: 0,
             buffer: Vec::new(),
@@ -155,6 +167,20 @@ impl<T: Record> Reader<T> {
             line: self.line,
             detail,
         }
+    }
+
+    fn parse(&self, text: &str) -> Result<T, RouterError> {
+        let bad = |error: serde_json::Error| self.bad_row(error.to_string());
+        let Some(fields) = &self.fields else {
+            return serde_json::from_str(text).map_err(bad);
+        };
+        let row = serde_json::from_str(text).map_err(bad)?;
+        let row = fields.rename(row).map_err(|detail| self.bad_row(detail))?;
+        let has_label = row.contains_key("expert");
+        serde_json::from_value(row.into()).map_err(|error| match has_label {
+            true => bad(error),
+            false => self.bad_row(format!("{error} (read from the field {:?})", fields.label)),
+        })
     }
 
     fn read(&mut self) -> Result<Option<T>, RouterError> {
@@ -185,7 +211,7 @@ impl<T: Record> Reader<T> {
             if text.is_empty() {
                 continue;
             }
-            let record: T = serde_json::from_str(text).map_err(|error| self.bad_row(error.to_string()))?;
+            let record: T = self.parse(text)?;
             if let Some(fault) = record.fault() {
                 return Err(self.bad_row(fault));
             }
@@ -223,11 +249,15 @@ pub struct DataFile {
 ///
 /// A row comes twice if its id and its normalised query do. An id alone may repeat: public data numbers
 /// the questions of a page, and pages sometimes share a number.
-pub fn read_files(paths: &[PathBuf]) -> Result<Vec<DataFile>, RouterError> {
+///
+/// # Errors
+/// As above; and where a mapping gives the labels, two rows of one query must not get two experts by it.
+pub fn read_files(paths: &[PathBuf], fields: &Fields) -> Result<Vec<DataFile>, RouterError> {
+    let mut mapped: HashMap<String, (String, String)> = HashMap::new();
     let mut seen: HashMap<(String, String), (PathBuf, usize)> = HashMap::new();
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
-        let mut reader = Reader::<Row>::open(path)?;
+        let mut reader = Reader::<Row>::open_as(path, fields)?;
         let mut rows = Vec::new();
         while let Some(row) = reader.next() {
             let row = row?;
@@ -239,6 +269,17 @@ pub fn read_files(paths: &[PathBuf]) -> Result<Vec<DataFile>, RouterError> {
                     row.id
                 );
                 return Err(reader.bad_row(detail));
+            }
+            if fields.labels.is_some() {
+                let own = (row.id.clone(), row.expert.clone());
+                let (id, expert) = mapped.entry(normalise(&row.query)).or_insert(own);
+                if *expert != row.expert {
+                    let detail = format!(
+                        "row {:?} maps to {:?}, but row {id:?} with the same query maps to {expert:?}: keep one",
+                        row.id, row.expert
+                    );
+                    return Err(reader.bad_row(detail));
+                }
             }
             rows.push(row);
         }

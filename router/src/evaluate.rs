@@ -5,7 +5,7 @@
 //! over the experts that the data holds. Rows labelled [`EXPERT_END`] call for nobody: they count for nothing but
 //! how well they are told from the others. Rows are streamed; what stays is some twenty bytes a row, for curves and ranks.
 
-use crate::dataset::{self, Row};
+use crate::dataset::{self, Fields, Row};
 use crate::functional::EXPERT_END;
 use crate::{Router, RouterError, Routing};
 use serde::Serialize;
@@ -390,6 +390,7 @@ pub fn evaluate(
 pub fn evaluate_files(
     router: &Router,
     paths: &[PathBuf],
+    fields: &Fields,
     progress: impl FnMut(usize),
 ) -> Result<Evaluation, RouterError> {
     let none = |path: &Path, detail: &str| RouterError::BadFile {
@@ -399,7 +400,7 @@ pub fn evaluate_files(
     };
     let mut readers = Vec::with_capacity(paths.len());
     for path in paths {
-        let mut reader = dataset::Reader::<Row>::open(path)?.peekable();
+        let mut reader = dataset::Reader::<Row>::open_as(path, fields)?.peekable();
         if reader.peek().is_none() {
             return Err(none(path, "it has no rows"));
         }

@@ -33,7 +33,7 @@ pub use card::{Choices, Report, SourceFile};
 pub(crate) use regression::{Head, dot32};
 
 use crate::RouterError;
-use crate::dataset;
+use crate::dataset::{self, Fields};
 use crate::functional::{
     self, EXPERT_END, Feature, ModelIdentity, PROMPT, ReadOut, ReadOutSpec, RouterFile, Window,
 };
@@ -55,6 +55,8 @@ pub struct TrainRouterOptions {
     pub data: Vec<PathBuf>,
     /// Files that choices and calibration are made on.
     pub dev: Vec<PathBuf>,
+    /// Under which names the files hold query and label.
+    pub fields: Fields,
     /// Directory to write; created if missing.
     pub out: PathBuf,
     /// The deepest layer read; `None` tries two and chooses on dev.
@@ -86,6 +88,7 @@ impl TrainRouterOptions {
         Self {
             data,
             dev,
+            fields: Fields::default(),
             out,
             layer: None,
             seed: 0,
@@ -110,8 +113,8 @@ pub fn train_router(
     progress: &ProgressBar,
 ) -> Result<Report, RouterError> {
     check_options(options)?;
-    let mut data = dataset::read_files(&options.data)?;
-    let dev = dataset::read_files(&options.dev)?;
+    let mut data = dataset::read_files(&options.data, &options.fields)?;
+    let dev = dataset::read_files(&options.dev, &options.fields)?;
     let experts = experts_of(&data)?;
     let known: Vec<String> = experts.iter().cloned().chain([EXPERT_END.to_owned()]).collect();
     dev.iter()

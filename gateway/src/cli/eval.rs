@@ -1,7 +1,7 @@
 //! `referral eval`: measures a router on labelled queries.
 
 use super::failure::Failure;
-use super::options::{ConfigOptions, RouterOptions};
+use super::options::{ConfigOptions, LabelFields, RouterOptions};
 use super::output::{print_json, stdout};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,6 +26,8 @@ enum Command {
         #[arg(long, value_name = "FILE", required = true)]
         data: Vec<PathBuf>,
         #[command(flatten)]
+        fields: LabelFields,
+        #[command(flatten)]
         router: RouterOptions,
         /// Draw reliability, risk–coverage and confusion as SVG into this directory
         #[arg(long, value_name = "DIR")]
@@ -46,17 +48,19 @@ enum Format {
 pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
     let Command::Routing {
         data,
+        fields,
         router,
         plots,
         format,
     } = &arguments.command;
+    let fields = fields.fields()?;
     // Opened once before the model is loaded: a typo is told at once.
     for path in data {
         Reader::<Row>::open(path)?;
     }
     let router = router.load(&config.load()?.settings)?;
     let bar = counter("queries routed")?;
-    let evaluation = evaluate_files(&router, data, |done| bar.set_position(done as u64))?;
+    let evaluation = evaluate_files(&router, data, &fields, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     if let Some(directory) = plots {
         let names: Vec<_> = data

@@ -6,6 +6,7 @@ use clap::Args;
 use referral_lm::LanguageModel;
 use referral_lm::fetch::{ModelSpec, Source, fetch};
 use referral_router::Router;
+use referral_router::dataset::{Fields, LabelMap};
 use std::path::{Path, PathBuf};
 
 /// Where the configuration is.
@@ -110,5 +111,48 @@ impl RouterOptions {
                 None => Router::shipped(model)?,
             },
         )
+    }
+}
+
+/// Under which name a file holds the query.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct QueryField {
+    /// Field of a row that holds the query
+    #[arg(long = "query-field", value_name = "NAME", default_value = "query")]
+    name: String,
+}
+
+impl QueryField {
+    /// The file's names.
+    pub(crate) fn fields(&self) -> Fields {
+        Fields {
+            query: self.name.clone(),
+            ..Fields::default()
+        }
+    }
+}
+
+/// Under which names a file holds query and label.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LabelFields {
+    #[command(flatten)]
+    query: QueryField,
+    /// Field of a row that holds the label
+    #[arg(long = "label-field", value_name = "NAME", default_value = "expert")]
+    label: String,
+    /// JSON file that names the expert of each label: {"labels": {label: expert}}
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+}
+
+impl LabelFields {
+    /// The file's names; reads the mapping.
+    pub(crate) fn fields(&self) -> Result<Fields, Failure> {
+        let labels = self.labels.as_deref().map(LabelMap::open).transpose()?;
+        Ok(Fields {
+            label: self.label.clone(),
+            labels,
+            ..self.query.fields()
+        })
     }
 }

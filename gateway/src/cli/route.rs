@@ -2,7 +2,7 @@
 
 use super::eval::counter;
 use super::failure::Failure;
-use super::options::{ConfigOptions, RouterOptions};
+use super::options::{ConfigOptions, QueryField, RouterOptions};
 use super::output::stdout;
 use clap::Args;
 use referral_router::dataset::{Query, Reader};
@@ -31,6 +31,8 @@ pub(crate) struct Arguments {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
+    field: QueryField,
+    #[command(flatten)]
     router: RouterOptions,
 }
 
@@ -52,7 +54,7 @@ struct Line<'a> {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
     // The files are opened before the model is loaded: a typo is told at once.
-    let queries = Reader::<Query>::open(&arguments.input)?;
+    let queries = Reader::<Query>::open_as(&arguments.input, &arguments.field.fields())?;
     let settings = config.load()?.settings;
     let Some(path) = &arguments.output else {
         let router = arguments.router.load(&settings)?;

@@ -1,7 +1,7 @@
 //! `referral train`: routers and low-rank adapters from data files.
 
 use super::failure::Failure;
-use super::options::{ConfigOptions, ModelOptions};
+use super::options::{ConfigOptions, LabelFields, ModelOptions};
 use super::output::{print_json, stdout};
 use super::telemetry;
 use clap::{Args, Subcommand};
@@ -91,6 +91,8 @@ struct RouterArguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    fields: LabelFields,
+    #[command(flatten)]
     model: ModelOptions,
 }
 
@@ -159,11 +161,13 @@ pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
 fn router(arguments: &RouterArguments, config: &ConfigOptions) -> Result<(), Failure> {
     let settings = config.load()?.settings;
     telemetry::start(&settings.telemetry);
+    let fields = arguments.fields.fields()?;
     for path in arguments.data.iter().chain(&arguments.dev) {
         // Opened once before the model is loaded: a typo is told at once.
         Reader::<Row>::open(path)?;
     }
     let options = TrainRouterOptions {
+        fields,
         layer: arguments.layer,
         seed: arguments.seed,
         max_per_expert: arguments.max_per_expert,

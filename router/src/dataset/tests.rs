@@ -21,8 +21,8 @@ const TWO: &str = "{\"id\":\"a\",\"query\":\"dose?\",\"expert\":\"pharmacy\",\"v
 fn reads_plain_and_gzip_alike_and_keeps_optional_keys() {
     let (_plain, plain) = file("rows.jsonl", TWO.as_bytes());
     let (_packed, packed) = file("rows.jsonl.gz", &gzip(TWO));
-    let rows = &read_files(&[plain]).unwrap()[0].rows;
-    assert_eq!(rows, &read_files(&[packed]).unwrap()[0].rows);
+    let rows = &read_files(&[plain], &Fields::default()).unwrap()[0].rows;
+    assert_eq!(rows, &read_files(&[packed], &Fields::default()).unwrap()[0].rows);
     assert_eq!(rows.len(), 2);
     assert_eq!(
         (rows[0].focus.as_deref(), rows[0].second.as_deref()),
@@ -65,7 +65,7 @@ fn errors_name_the_file_and_the_line() {
         ),
     ] {
         let (_directory, path) = file("rows.jsonl", text.as_bytes());
-        match read_files(std::slice::from_ref(&path)) {
+        match read_files(std::slice::from_ref(&path), &Fields::default()) {
             Err(RouterError::BadRow {
                 path: named,
                 line: at,
@@ -85,10 +85,15 @@ fn invalid_utf8_and_endless_lines_are_refused() {
         "rows.jsonl",
         b"{\"id\":\"a\",\"query\":\"\xff\",\"expert\":\"e\"}",
     );
-    assert!(read_files(&[path]).unwrap_err().to_string().contains("UTF-8"));
+    assert!(
+        read_files(&[path], &Fields::default())
+            .unwrap_err()
+            .to_string()
+            .contains("UTF-8")
+    );
     let (_b, path) = file("rows.jsonl", &vec![b'x'; MAX_LINE_BYTES + 2]);
     assert!(
-        read_files(&[path])
+        read_files(&[path], &Fields::default())
             .unwrap_err()
             .to_string()
             .contains("longer than")
@@ -108,9 +113,14 @@ fn a_truncated_gzip_an_empty_and_a_missing_file_are_errors() {
         "{error}"
     );
     let (_b, path) = file("rows.jsonl", b"\n");
-    assert!(read_files(&[path]).unwrap_err().to_string().contains("no rows"));
+    assert!(
+        read_files(&[path], &Fields::default())
+            .unwrap_err()
+            .to_string()
+            .contains("no rows")
+    );
     assert!(matches!(
-        read_files(&["/nonexistent/rows".into()]),
+        read_files(&["/nonexistent/rows".into()], &Fields::default()),
         Err(RouterError::Io { .. })
     ));
 }
@@ -131,7 +141,7 @@ fn unlabelled_queries_need_no_expert() {
 #[test]
 fn a_label_without_token_is_named() {
     let (_directory, path) = file("rows.jsonl", TWO.as_bytes());
-    let files = read_files(&[path]).unwrap();
+    let files = read_files(&[path], &Fields::default()).unwrap();
     let error = check_labels(&files[0], &["pharmacy".into(), "general".into()])
         .unwrap_err()
         .to_string();
@@ -161,5 +171,92 @@ proptest! {
     fn reading_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let (_directory, path) = file("any", &bytes);
         let _ = Reader::<Row>::open(&path).map(Iterator::count);
+    }
+}
+
+/// Writes rows as lines and reads them through `fields`.
+fn read_as(lines: &[&str], fields: &Fields) -> Result<Vec<DataFile>, RouterError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), lines.join("\n")).unwrap();
+    read_files(&[file.path().to_owned()], fields)
+}
+
+fn mapping(text: &str) -> Result<LabelMap, RouterError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    LabelMap::open(file.path())
+}
+
+#[test]
+fn other_names_and_finer_labels_become_queries_and_experts() {
+    let fields = Fields {
+        query: "prompt".to_owned(),
+        label: "subject".to_owned(),
+        labels: Some(
+            mapping(r#"{"labels": {"virology": "health", "anatomy": "health", "algebra": "math"}}"#).unwrap(),
+        ),
+    };
+    let virus = r#"{"id": 1, "prompt": "What is a virus?", "subject": "virology", "expert": "not this"}"#;
+    let group = r#"{"id": 2, "prompt": "What is a group?", "subject": "algebra"}"#;
+    let rows = read_as(&[virus, group], &fields).unwrap().remove(0).rows;
+    let found: Vec<_> = rows
+        .iter()
+        .map(|row| (row.query.as_str(), row.expert.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [("What is a virus?", "health"), ("What is a group?", "math")]
+    );
+
+    let again = r#"{"id": 3, "prompt": "What is  a virus?", "subject": "anatomy"}"#;
+    assert_eq!(read_as(&[virus, again], &fields).unwrap()[0].rows.len(), 2);
+    for (bad, words) in [
+        (
+            r#"{"id": 3, "prompt": "What is a virus?", "subject": "algebra"}"#,
+            r#""3" maps to "math", but row "1""#,
+        ),
+        (
+            r#"{"id": 3, "prompt": "Why?", "subject": "law"}"#,
+            r#"subject is "law""#,
+        ),
+        (
+            r#"{"id": 3, "query": "Why?", "subject": "law"}"#,
+            r#"no field "prompt""#,
+        ),
+        (
+            r#"{"id": 3, "prompt": "Why?"}"#,
+            r#"read from the field "subject""#,
+        ),
+        (
+            r#"{"id": 3, "prompt": 7, "subject": "algebra"}"#,
+            "expected a string",
+        ),
+        ("[]", "expected a map"),
+    ] {
+        let error = read_as(&[virus, bad], &fields).unwrap_err().to_string();
+        assert!(
+            error.contains(words) && error.contains("line 2"),
+            "{bad}: {error}"
+        );
+    }
+}
+
+#[test]
+fn the_shipped_mapping_sends_57_subjects_to_17_categories() {
+    let map = LabelMap::open("data/mmlu_octopus_v4.json".as_ref()).unwrap();
+    let experts: HashSet<&str> = map.experts().collect();
+    assert_eq!((map.experts().count(), experts.len()), (57, 17));
+}
+
+#[test]
+fn unusable_mappings_are_told() {
+    for (text, words) in [
+        ("{}", "missing field `labels`"),
+        (r#"{"labels": {}}"#, "labels is empty"),
+        (r#"{"labels": {"a": " "}}"#, r#"label "a" has no expert"#),
+        (r#"{"labels": {"a": "b"}, "lables": {}}"#, "unknown field"),
+    ] {
+        let error = mapping(text).unwrap_err().to_string();
+        assert!(error.contains(words), "{text}: {error}");
     }
 }
