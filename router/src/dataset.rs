@@ -81,13 +81,13 @@ impl Record for Query {
     }
 }
 
-fn blank(field: &str, text: &str) -> Option<String> {
+pub(crate) fn blank(field: &str, text: &str) -> Option<String> {
     text.trim()
         .is_empty()
         .then(|| format!("{field} is empty: each row needs one"))
 }
 
-fn string_or_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+pub(crate) fn string_or_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "id must be a string or an integer")]
     enum Id {

@@ -12,7 +12,7 @@
 mod file;
 mod read_out;
 
-pub(crate) use file::{ADAPTER, FORMAT, ModelIdentity, RouterFile, SETTINGS, Settings, TOKENS};
+pub(crate) use file::{ADAPTER, FORMAT, ModelIdentity, RouterFile, SETTINGS, Settings, TOKENS, floats};
 pub use read_out::{Feature, PROMPT, Pooling, ReadOut, ReadOutSpec, Window};
 
 use crate::calibrate::{self, Temperature};

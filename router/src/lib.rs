@@ -6,6 +6,7 @@
 
 mod bank;
 pub mod calibrate;
+pub mod cost;
 pub mod dataset;
 mod digest;
 pub mod edit;

@@ -14,6 +14,8 @@
 //! The reasons name every departure from the caller's or the router's first choice before the rule that
 //! chose. Breakers, budgets and time-outs are the gateway's; here a candidate is ready or not.
 
+pub mod pair;
+
 use crate::Routing;
 
 /// How likely a runner-up must be, relative to the likeliest expert, to answer in its place.

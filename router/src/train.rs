@@ -30,7 +30,9 @@ pub use adapter::AdapterTraining;
 pub(crate) use against::fit_against;
 pub(crate) use card::write_json;
 pub use card::{Choices, Report, SourceFile};
-pub(crate) use regression::{Head, dot32};
+pub(crate) use features::extract;
+pub(crate) use regression::{Head, Problem, dot32};
+pub(crate) use search::candidate_features;
 
 use crate::RouterError;
 use crate::dataset::{self, Fields};
@@ -42,7 +44,7 @@ use indicatif::ProgressBar;
 use referral_lm::LanguageModel;
 use referral_lm::adapter::Adapter;
 use referral_lm::load::Checkpoint;
-use search::{Lab, candidate_features};
+use search::Lab;
 use split::{Split, drop_leaks, experts_of, thin};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -177,7 +179,7 @@ pub fn train_router(
         .flat_map(|file| &file.rows)
         .map(|row| row.query.as_str())
         .collect();
-    let mut all = features::extract(
+    let mut all = extract(
         model,
         &read_out,
         &queries,

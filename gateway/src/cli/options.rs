@@ -6,6 +6,7 @@ use clap::Args;
 use referral_lm::LanguageModel;
 use referral_lm::fetch::{ModelSpec, Source, fetch};
 use referral_router::Router;
+use referral_router::cost::GainModel;
 use referral_router::dataset::{Fields, LabelMap};
 use std::path::{Path, PathBuf};
 
@@ -111,6 +112,27 @@ impl RouterOptions {
                 None => Router::shipped(model)?,
             },
         )
+    }
+}
+
+/// Which gain model a command uses.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GainOptions {
+    /// Directory written by `referral train cost`; the default is the shipped one
+    #[arg(long, value_name = "DIR")]
+    router: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelOptions,
+}
+
+impl GainOptions {
+    /// Loads the head and its model.
+    pub(crate) fn load(&self, settings: &Settings) -> Result<GainModel, Failure> {
+        let model = self.model.load(settings)?;
+        Ok(match &self.router {
+            Some(directory) => GainModel::load(directory, model)?,
+            None => GainModel::shipped(model)?,
+        })
     }
 }
 

@@ -10,6 +10,8 @@ use referral_lm::fetch::fetch;
 use referral_lm::load::Checkpoint;
 use referral_lm::tokenize::Tokenizer;
 use referral_lm::train::{TrainAdapterOptions, TrainReport, train_adapter};
+use referral_router::cost::GainRow;
+use referral_router::cost::train::{TrainGainOptions, train_gain};
 use referral_router::dataset::{Reader, Row};
 use referral_router::train::{AdapterTraining, TrainRouterOptions, train_router};
 use std::io::Write as _;
@@ -27,6 +29,9 @@ enum Command {
     /// Train a router for any set of experts
     #[command(after_help = ROUTER_EXAMPLES)]
     Router(RouterArguments),
+    /// Train a head that predicts what a strong model gains over a weak one
+    #[command(after_help = COST_EXAMPLES)]
+    Cost(CostArguments),
     /// Train a low-rank adapter on questions and answers
     #[command(after_help = ADAPTER_EXAMPLES)]
     Adapter(AdapterArguments),
@@ -39,6 +44,14 @@ Example:
   referral train router --data templates.jsonl.gz --data natural.jsonl --dev dev.jsonl --out my-router
   referral eval routing --data test.jsonl --router my-router
   REFERRAL__ROUTER__DIRECTORY=my-router referral serve";
+
+const COST_EXAMPLES: &str = "\
+Rows: {id, prompt, strong_correct, weak_correct}; a subject in all rows helps. DIR gets cost.json,
+cost.safetensors, a report and a card.
+
+Example:
+  referral train cost --data train.jsonl.gz --dev dev.jsonl.gz --out my-pair
+  referral eval cost --data test.jsonl.gz --router my-pair";
 
 const ADAPTER_EXAMPLES: &str = "\
 Beside FILE, the loss curve (FILE.loss.csv) and the state to resume from (FILE.state) are written.
@@ -92,6 +105,30 @@ struct RouterArguments {
     seed: u64,
     #[command(flatten)]
     fields: LabelFields,
+    #[command(flatten)]
+    model: ModelOptions,
+}
+
+#[derive(Debug, Args)]
+struct CostArguments {
+    /// Training rows {id, prompt, strong_correct, weak_correct}: JSON lines, .gz is read too
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Held-out rows, for figures and thresholds; they choose nothing
+    #[arg(long, value_name = "FILE")]
+    dev: PathBuf,
+    /// Directory to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Read queries after this layer of the model
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    layer: usize,
+    /// File that keeps the model's features from run to run
+    #[arg(long, value_name = "FILE")]
+    feature_cache: Option<PathBuf>,
+    /// Seed of all that is drawn
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
     #[command(flatten)]
     model: ModelOptions,
 }
@@ -154,6 +191,7 @@ struct AdapterArguments {
 pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
     match &arguments.command {
         Command::Router(arguments) => router(arguments, config),
+        Command::Cost(arguments) => cost(arguments, config),
         Command::Adapter(arguments) => adapter(arguments, config),
     }
 }
@@ -186,8 +224,7 @@ fn router(arguments: &RouterArguments, config: &ConfigOptions) -> Result<(), Fai
             arguments.out.clone(),
         )
     };
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} ({per_sec}, {eta} left)")?;
-    let bar = ProgressBar::new(0).with_style(style);
+    let bar = bar()?;
     let model = arguments.model.load(&settings)?;
     let checkpoint = match options.adapter {
         Some(_) => Some(Checkpoint::open(&fetch(
@@ -198,6 +235,32 @@ fn router(arguments: &RouterArguments, config: &ConfigOptions) -> Result<(), Fai
     let report = train_router(&model, checkpoint.as_ref(), &options, &bar)?;
     bar.finish_and_clear();
     writeln!(stdout(), "{report}")?;
+    Ok(())
+}
+
+fn bar() -> Result<ProgressBar, Failure> {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} ({per_sec}, {eta} left)")?;
+    Ok(ProgressBar::new(0).with_style(style))
+}
+
+fn cost(arguments: &CostArguments, config: &ConfigOptions) -> Result<(), Failure> {
+    let settings = config.load()?.settings;
+    telemetry::start(&settings.telemetry);
+    for path in [&arguments.data, &arguments.dev] {
+        Reader::<GainRow>::open(path)?;
+    }
+    let options = TrainGainOptions {
+        data: arguments.data.clone(),
+        dev: arguments.dev.clone(),
+        out: arguments.out.clone(),
+        layer: arguments.layer,
+        seed: arguments.seed,
+        feature_cache: arguments.feature_cache.clone(),
+    };
+    let bar = bar()?;
+    let report = train_gain(&arguments.model.load(&settings)?, &options, &bar)?;
+    bar.finish_and_clear();
+    write!(stdout(), "{report}")?;
     Ok(())
 }
 

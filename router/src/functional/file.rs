@@ -248,7 +248,8 @@ impl RouterFile {
     }
 }
 
-fn floats(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
+/// A tensor's numbers; `None` if it is neither F16 nor F32.
+pub(crate) fn floats(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
     match tensor.dtype() {
         Dtype::F16 => Some(
             tensor

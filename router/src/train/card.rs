@@ -40,6 +40,16 @@ impl SourceFile {
             .collect()
     }
 
+    /// A file of which only the number of rows is known yet.
+    pub(crate) fn named(path: &Path, split: &'static str, rows: usize) -> Result<Self, RouterError> {
+        Ok(Self {
+            name: Self::name(path),
+            split,
+            sha256: crate::digest::file_sha256(path)?,
+            rows,
+        })
+    }
+
     pub(super) fn name(path: &Path) -> String {
         path.file_name()
             .unwrap_or(path.as_os_str())

@@ -21,7 +21,7 @@ const KEY_BYTES: usize = 32;
 const PROBE: &str = "Which of my tablets should I stop before the operation on Friday?";
 
 /// Computes the features of all queries, row by row in their order; equal queries are computed once.
-pub(super) fn extract(
+pub(crate) fn extract(
     model: &LanguageModel,
     read_out: &ReadOut,
     queries: &[&str],

@@ -10,14 +10,14 @@ use std::collections::VecDeque;
 const MEMORY: usize = 10;
 
 /// Standardised features with labels and weights.
-pub(super) struct Problem<'a> {
+pub(crate) struct Problem<'a> {
     /// `n × width`.
-    pub(super) features: &'a Tensor,
-    pub(super) labels: &'a [usize],
+    pub(crate) features: &'a Tensor,
+    pub(crate) labels: &'a [usize],
     /// Positive, adding up to 1.
-    pub(super) weights: &'a [f32],
-    pub(super) classes: usize,
-    pub(super) l2: f32,
+    pub(crate) weights: &'a [f32],
+    pub(crate) classes: usize,
+    pub(crate) l2: f32,
 }
 
 /// The functional tokens: one row of `width` numbers and one bias per class.
@@ -89,7 +89,7 @@ impl Problem<'_> {
     }
 
     /// Minimises from zero in at most `iterations` steps.
-    pub(super) fn solve(&self, iterations: usize) -> candle_core::Result<Head> {
+    pub(crate) fn solve(&self, iterations: usize) -> candle_core::Result<Head> {
         let size = self.classes * self.width()?;
         let mut at = minimise(size + self.classes, iterations, |at| self.gradient(at))?;
         let bias = at.split_off(size);

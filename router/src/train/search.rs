@@ -17,7 +17,7 @@ const ITERATIONS: usize = 120;
 /// Read-outs to try. Each lays side by side: the mean over the query after the first layer (the words), after half
 /// the depth read and after all of it, and the last position there. Unless a layer is named, four and six
 /// fifteenths of the model are tried: deeper costs more and reads natural queries no better.
-pub(super) fn candidate_features(depth: usize, layer: Option<usize>) -> Vec<Vec<Feature>> {
+pub(crate) fn candidate_features(depth: usize, layer: Option<usize>) -> Vec<Vec<Feature>> {
     let deepest = layer.map_or_else(
         || vec![(depth * 4 / 15).max(1), (depth * 6 / 15).max(1)],
         |layer| vec![layer],
