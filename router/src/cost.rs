@@ -165,7 +165,7 @@ impl GainModel {
         model: LanguageModel,
     ) -> Result<Self, RouterError> {
         let file = GainFile::parse(path, settings, tensors, &ModelIdentity::of(&model))?;
-        let read_out = ReadOut::new(model, file.settings.read_out.clone())?;
+        let read_out = ReadOut::new(model, file.settings.read_out.clone(), None)?;
         Ok(Self {
             inner: Arc::new(Inner { read_out, file }),
         })

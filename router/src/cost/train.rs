@@ -132,7 +132,7 @@ pub fn train_gain(
         window: Window::default(),
         features: features.into_iter().flatten().collect(),
     };
-    let read_out = ReadOut::new(model.clone(), read_out_spec.clone())?;
+    let read_out = ReadOut::new(model.clone(), read_out_spec.clone(), None)?;
     let prompts: Vec<&str> = rows.iter().chain(&dev).map(|row| row.prompt.as_str()).collect();
     let mut read = extract(
         model,
