@@ -321,7 +321,7 @@ impl Lab {
         }
         let (base, own) = best.clone().unwrap_or((start, Vec::new()));
         if self.groups.is_some() {
-            for group_l2 in [0.003, 0.01, 0.03, 0.1] {
+            for group_l2 in [0.01, 0.03] {
                 let by_group = self.out_of_fold(|rows, matrix| {
                     let head = self.fit_groups(rows, matrix, group_l2, true)?;
                     let gains = self.group_gains(rows);
