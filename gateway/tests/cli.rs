@@ -74,7 +74,9 @@ fn help_names_every_command_with_examples() {
         &["decisions", "export"],
         &["train", "router"],
         &["train", "adapter"],
+        &["train", "cost"],
         &["eval", "routing"],
+        &["eval", "cost"],
         &["route"],
         &["models", "fetch"],
         &["experts"],
@@ -92,6 +94,27 @@ fn help_names_every_command_with_examples() {
         (code, version),
         (OK, format!("referral {}\n", env!("CARGO_PKG_VERSION")))
     );
+}
+
+#[test]
+fn data_that_cannot_be_used_is_told_before_a_model_is_fetched() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    write("empty", "");
+    write("unlabelled", r#"{"id": 1, "prompt": "Why?"}"#);
+    write("map", r#"{"labels": {}}"#);
+    for (arguments, words) in [
+        (&["eval", "cost", "--data", "empty"][..], "no rows"),
+        (&["eval", "cost", "--data", "unlabelled"], "strong_correct"),
+        (&["eval", "cost", "--data", "nowhere"], "nowhere"),
+        (
+            &["eval", "routing", "--data", "unlabelled", "--labels", "map"],
+            "labels is empty",
+        ),
+    ] {
+        let (code, _, said) = referral(directory.path(), arguments, &[]);
+        assert!(code == FAILED && said.contains(words), "{arguments:?}: {said}");
+    }
 }
 
 #[test]
