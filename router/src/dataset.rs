@@ -249,10 +249,13 @@ pub struct DataFile {
 ///
 /// A row comes twice if its id and its normalised query do. An id alone may repeat: public data numbers
 /// the questions of a page, and pages sometimes share a number.
-///
-/// # Errors
-/// As above; and where a mapping gives the labels, two rows of one query must not get two experts by it.
-pub fn read_files(paths: &[PathBuf], fields: &Fields) -> Result<Vec<DataFile>, RouterError> {
+pub fn read_files(paths: &[PathBuf]) -> Result<Vec<DataFile>, RouterError> {
+    read_files_as(paths, &Fields::default())
+}
+
+/// The same for files that have other names for query and label. Where a mapping gives the labels, two rows of one query
+/// must not get two experts by it.
+pub fn read_files_as(paths: &[PathBuf], fields: &Fields) -> Result<Vec<DataFile>, RouterError> {
     let mut mapped: HashMap<String, (String, String)> = HashMap::new();
     let mut seen: HashMap<(String, String), (PathBuf, usize)> = HashMap::new();
     let mut files = Vec::with_capacity(paths.len());

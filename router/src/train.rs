@@ -115,8 +115,8 @@ pub fn train_router(
     progress: &ProgressBar,
 ) -> Result<Report, RouterError> {
     check_options(options)?;
-    let mut data = dataset::read_files(&options.data, &options.fields)?;
-    let dev = dataset::read_files(&options.dev, &options.fields)?;
+    let mut data = dataset::read_files_as(&options.data, &options.fields)?;
+    let dev = dataset::read_files_as(&options.dev, &options.fields)?;
     let experts = experts_of(&data)?;
     let known: Vec<String> = experts.iter().cloned().chain([EXPERT_END.to_owned()]).collect();
     dev.iter()

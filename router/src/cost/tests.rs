@@ -153,3 +153,18 @@ fn gains_are_those_of_the_softmax() {
     assert!((gain - 0.25).abs() < 1e-6);
     assert!((group_gain(&[0.0, 3f32.ln()], &[0.4, 0.0]) - 0.1).abs() < 1e-6);
 }
+
+#[test]
+fn the_shipped_head_is_whole() {
+    let settings = include_bytes!("../../data/shipped_cost/cost.json");
+    let tensors = include_bytes!("../../data/shipped_cost/cost.safetensors");
+    let identity = serde_json::from_slice::<file::Settings>(settings).unwrap().model;
+    let file = GainFile::parse(Path::new("shipped"), settings, tensors, &identity).unwrap();
+    assert_eq!(file.settings.groups.len(), 57);
+    assert!(file.gain(&vec![0.0; file.mean.len()]).abs() < 1.0);
+    let other = ModelIdentity {
+        layers: identity.layers + 1,
+        ..identity
+    };
+    assert!(GainFile::parse(Path::new("shipped"), settings, tensors, &other).is_err());
+}

@@ -21,8 +21,8 @@ const TWO: &str = "{\"id\":\"a\",\"query\":\"dose?\",\"expert\":\"pharmacy\",\"v
 fn reads_plain_and_gzip_alike_and_keeps_optional_keys() {
     let (_plain, plain) = file("rows.jsonl", TWO.as_bytes());
     let (_packed, packed) = file("rows.jsonl.gz", &gzip(TWO));
-    let rows = &read_files(&[plain], &Fields::default()).unwrap()[0].rows;
-    assert_eq!(rows, &read_files(&[packed], &Fields::default()).unwrap()[0].rows);
+    let rows = &read_files(&[plain]).unwrap()[0].rows;
+    assert_eq!(rows, &read_files(&[packed]).unwrap()[0].rows);
     assert_eq!(rows.len(), 2);
     assert_eq!(
         (rows[0].focus.as_deref(), rows[0].second.as_deref()),
@@ -65,7 +65,7 @@ fn errors_name_the_file_and_the_line() {
         ),
     ] {
         let (_directory, path) = file("rows.jsonl", text.as_bytes());
-        match read_files(std::slice::from_ref(&path), &Fields::default()) {
+        match read_files(std::slice::from_ref(&path)) {
             Err(RouterError::BadRow {
                 path: named,
                 line: at,
@@ -85,15 +85,10 @@ fn invalid_utf8_and_endless_lines_are_refused() {
         "rows.jsonl",
         b"{\"id\":\"a\",\"query\":\"\xff\",\"expert\":\"e\"}",
     );
-    assert!(
-        read_files(&[path], &Fields::default())
-            .unwrap_err()
-            .to_string()
-            .contains("UTF-8")
-    );
+    assert!(read_files(&[path]).unwrap_err().to_string().contains("UTF-8"));
     let (_b, path) = file("rows.jsonl", &vec![b'x'; MAX_LINE_BYTES + 2]);
     assert!(
-        read_files(&[path], &Fields::default())
+        read_files(&[path])
             .unwrap_err()
             .to_string()
             .contains("longer than")
@@ -113,14 +108,9 @@ fn a_truncated_gzip_an_empty_and_a_missing_file_are_errors() {
         "{error}"
     );
     let (_b, path) = file("rows.jsonl", b"\n");
-    assert!(
-        read_files(&[path], &Fields::default())
-            .unwrap_err()
-            .to_string()
-            .contains("no rows")
-    );
+    assert!(read_files(&[path]).unwrap_err().to_string().contains("no rows"));
     assert!(matches!(
-        read_files(&["/nonexistent/rows".into()], &Fields::default()),
+        read_files(&["/nonexistent/rows".into()]),
         Err(RouterError::Io { .. })
     ));
 }
@@ -141,7 +131,7 @@ fn unlabelled_queries_need_no_expert() {
 #[test]
 fn a_label_without_token_is_named() {
     let (_directory, path) = file("rows.jsonl", TWO.as_bytes());
-    let files = read_files(&[path], &Fields::default()).unwrap();
+    let files = read_files(&[path]).unwrap();
     let error = check_labels(&files[0], &["pharmacy".into(), "general".into()])
         .unwrap_err()
         .to_string();
@@ -178,7 +168,7 @@ proptest! {
 fn read_as(lines: &[&str], fields: &Fields) -> Result<Vec<DataFile>, RouterError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), lines.join("\n")).unwrap();
-    read_files(&[file.path().to_owned()], fields)
+    read_files_as(&[file.path().to_owned()], fields)
 }
 
 fn mapping(text: &str) -> Result<LabelMap, RouterError> {

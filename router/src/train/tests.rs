@@ -176,7 +176,7 @@ fn training_rows_that_are_in_dev_are_dropped() {
 #[test]
 fn thinning_keeps_at_most_so_many_and_follows_the_seed() {
     let directory = tempfile::tempdir().unwrap();
-    let files = dataset::read_files(&options(directory.path()).data, &dataset::Fields::default()).unwrap();
+    let files = dataset::read_files(&options(directory.path()).data).unwrap();
     let ids = |seed| {
         let mut files = files.clone();
         thin(&mut files, 7, seed);
