@@ -37,7 +37,7 @@ pub struct Routing {
     pub probabilities: Vec<(String, f32)>,
     /// The likeliest expert's calibrated probability, in [0, 1].
     pub confidence: f32,
-    /// Probability that the query is anything for these experts, in [0, 1], where as many queries are as are not.
+    /// Probability that the query is anything for these experts, in [0, 1], if three in four queries are.
     pub in_scope: f32,
     /// Whether that is below the router's threshold for it.
     pub out_of_scope: bool,

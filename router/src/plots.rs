@@ -84,10 +84,10 @@ pub fn risk_coverage(evaluation: &Evaluation, source: &str) -> String {
         let risk = 1.0 - point.accuracy;
         let (x, y) = place(point.coverage, risk);
         let _ = write!(line, "{x:.2},{y:.2} ");
-        let _ = write!(
+        let _ = writeln!(
             marks,
             "<circle class=\"point\" cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"3.5\" fill=\"{BLUE}\" data-coverage=\"{:.4}\" data-risk=\"{risk:.4}\">\
-             <title>coverage {:.2}, risk {risk:.3}</title></circle>\n",
+             <title>coverage {:.2}, risk {risk:.3}</title></circle>",
             point.coverage, point.coverage
         );
     }
