@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Most rows of one expert from one file.
-const FILE_ROWS: usize = 200;
+const FILE_ROWS: usize = 400;
 /// Most names of one expert, put into a frame each.
 const NAMES: usize = 150;
 /// What such a row weighs.
