@@ -235,7 +235,7 @@ fn load_adapter(
 
 /// What was read of a query, calibrated: a routing.
 pub(crate) fn decide(settings: &Settings, scored: &Scored, latency: Duration) -> Routing {
-    let in_scope = in_scope(settings.scope.as_ref(), settings.temperature(), scored);
+    let in_scope = in_scope(settings.scope.as_ref(), scored);
     let p = probabilities(settings.temperature(), scored, in_scope);
     let mut probabilities: Vec<(String, f32)> = settings.experts.iter().cloned().zip(p).collect();
     probabilities.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
@@ -256,11 +256,11 @@ pub(crate) fn decide(settings: &Settings, scored: &Scored, latency: Duration) ->
 }
 
 /// Probability that a query is in scope; that of the experts' tokens together where no regression was fitted.
-pub(crate) fn in_scope(scope: Option<&Scope>, temperature: Temperature, scored: &Scored) -> f32 {
+pub(crate) fn in_scope(scope: Option<&Scope>, scored: &Scored) -> f32 {
     match scope {
         Some(scope) => scope.probability(scored),
         None => {
-            let p = calibrate::softmax(&scored.logits, temperature.at(scored.distance));
+            let p = calibrate::softmax(&scored.logits, 1.0);
             1.0 - p.last().copied().unwrap_or(0.0)
         }
     }

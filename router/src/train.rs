@@ -117,12 +117,12 @@ pub fn train_router(
     check_options(options)?;
     let mut data = dataset::read_files_as(&options.data, &options.fields)?;
     let dev = dataset::read_files_as(&options.dev, &options.fields)?;
-    let experts = experts_of(&data)?;
+    let sources = SourceFile::of(&data, &dev);
+    let dropped_rows = drop_leaks(&mut data, &dev);
+    let experts = experts_of(&data).map_err(|error| with_dropped(error, dropped_rows))?;
     let known: Vec<String> = experts.iter().cloned().chain([EXPERT_END.to_owned()]).collect();
     dev.iter()
         .try_for_each(|file| dataset::check_labels(file, &known))?;
-    let sources = SourceFile::of(&data, &dev);
-    let dropped_rows = drop_leaks(&mut data, &dev);
     if let Some(most) = options.max_per_expert {
         thin(&mut data, most, options.seed);
     }
@@ -146,31 +146,27 @@ pub fn train_router(
     let mut read_out = ReadOut::new(model.clone(), spec(union.clone()), None)?;
     let path = options.out.join(functional::ADAPTER);
     if let Some(from) = &options.adapter_from {
-        std::fs::copy(from, &path).map_err(|source| RouterError::Io {
-            path: from.clone(),
-            source,
-        })?;
+        take_over(from, &path)?;
     } else if let Some(training) = &options.adapter {
         let checkpoint = checkpoint.ok_or(RouterError::Invalid {
             field: "adapter",
             value: "no checkpoint".to_owned(),
             fix: "give the model's file, which training reads".to_owned(),
         })?;
-        adapter::train(
-            checkpoint,
-            &read_out,
-            &data,
-            &known,
+        let draw = adapter::Draw {
+            read_out: &read_out,
+            data: &data,
+            known: &known,
             training,
-            options.seed,
-            &path,
-            progress,
-        )?;
+            seed: options.seed,
+        };
+        adapter::train(checkpoint, &draw, &path, progress)?;
     }
-    let mut adapter_sha256 = None;
+    let (mut adapter_sha256, mut adapter_card) = (None, None);
     if options.has_adapter() {
         let adapter = Adapter::load(&path, model)?;
         adapter_sha256 = Some(crate::digest::file_sha256(&path)?);
+        adapter_card = adapter::card(&path)?;
         read_out = ReadOut::new(model.clone(), spec(union.clone()), Some(Arc::new(adapter)))?;
     }
     let queries: Vec<&str> = data
@@ -209,7 +205,7 @@ pub fn train_router(
             model: ModelIdentity::of(model),
             read_out: spec(fit.choices.features.clone()),
             experts: experts.clone(),
-            adapter_sha256,
+            adapter_sha256: adapter_sha256.clone(),
             lexical_weight,
             ..functional::Settings::untrained(&experts)
         },
@@ -235,6 +231,11 @@ pub fn train_router(
         lexical_features: file.lexical.as_ref().map_or(0, Lexical::features),
         adapter: options.adapter.clone().filter(|_| options.adapter_from.is_none()),
         adapter_from: options.adapter_from.as_deref().map(SourceFile::name),
+        adapter_sha256,
+        adapter_card,
+        query_field: options.fields.query.clone(),
+        label_field: options.fields.label.clone(),
+        is_mapped: options.fields.labels.is_some(),
         grid,
         dev: BTreeMap::new(),
         unanswerable: 0,
@@ -245,6 +246,28 @@ pub fn train_router(
     lab.bank(&file, &data)?.save(&options.out)?;
     report.save(&options.out, &file.settings.model)?;
     Ok(report)
+}
+
+/// Says of an error about the rows how many of them were left out.
+fn with_dropped(error: RouterError, dropped: usize) -> RouterError {
+    match error {
+        RouterError::Invalid { field, value, fix } if dropped > 0 => RouterError::Invalid {
+            field,
+            value,
+            fix: format!("{fix} ({dropped} rows were left out because a dev file has the same query)"),
+        },
+        error => error,
+    }
+}
+
+/// Copies an adapter; the two paths may be one file.
+fn take_over(from: &Path, to: &Path) -> Result<(), RouterError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| RouterError::Io { path, source }
+    };
+    let bytes = std::fs::read(from).map_err(io(from))?;
+    std::fs::write(to, bytes).map_err(io(to))
 }
 
 fn create_dir(path: &Path) -> Result<(), RouterError> {
@@ -270,6 +293,14 @@ fn check_options(options: &TrainRouterOptions) -> Result<(), RouterError> {
             "dev",
             "none".to_owned(),
             "name at least one dev file: choices and calibration need it",
+        );
+    }
+    let mut names = std::collections::HashSet::new();
+    if let Some(twice) = options.dev.iter().find(|path| !names.insert(path.file_name())) {
+        return invalid(
+            "dev",
+            twice.display().to_string(),
+            "two files have this name: rename one, the report tells them apart by it",
         );
     }
     if options.max_per_expert == Some(0) {

@@ -1,5 +1,7 @@
 //! The data that ships with the crate: well-formed, and held-out rows held out.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use referral_router::dataset::{DataFile, normalise, read_files};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -23,6 +23,8 @@ pub(crate) const ADAPTER: &str = "adapter.safetensors";
 /// Version of the two files' format.
 pub(crate) const FORMAT: u32 = 1;
 const WHAT: &str = "a router";
+/// Most tokens that a window may keep.
+const MOST_WINDOW: usize = 1 << 16;
 
 /// The model that a router was trained on, as far as its features depend on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -318,6 +320,13 @@ fn fault(settings: &Settings, model: &ModelIdentity) -> Option<String> {
         return Some(format!(
             "threshold: {} is not between 0 and 1",
             settings.threshold
+        ));
+    }
+    let window = settings.read_out.window;
+    if !(1..=MOST_WINDOW).contains(&window.head.saturating_add(window.tail)) {
+        return Some(format!(
+            "read_out.window: {} and {} tokens: keep 1 to {MOST_WINDOW} together",
+            window.head, window.tail
         ));
     }
     settings

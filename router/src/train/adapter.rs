@@ -86,25 +86,22 @@ impl AdapterTraining {
     }
 }
 
-/// Trains the adapter for the features of `read_out` (whose own adapter, if any, is ignored) and writes it to `out`.
+/// Trains the adapter for the features of the draw's read-out (whose own adapter, if any, is ignored) and writes it to
+/// `out`.
 pub(super) fn train(
     checkpoint: &Checkpoint,
-    read_out: &ReadOut,
-    data: &[DataFile],
-    known: &[String],
-    training: &AdapterTraining,
-    seed: u64,
+    draw: &Draw<'_>,
     out: &Path,
     progress: &ProgressBar,
 ) -> Result<PooledClassifier, RouterError> {
-    let features = read_out.spec().features.iter().map(pooled_feature).collect();
-    let draw = Draw {
+    let Draw {
         read_out,
-        data,
         known,
         training,
         seed,
-    };
+        ..
+    } = *draw;
+    let features = read_out.spec().features.iter().map(pooled_feature).collect();
     // Tokens are made here, where an error can be told; the trainer's callback cannot fail.
     let mut passes = (0..training.epochs)
         .map(|pass| draw.examples(pass))
@@ -148,13 +145,31 @@ fn pooled_feature(feature: &Feature) -> PooledFeature {
     }
 }
 
-/// What one pass sees.
-struct Draw<'a> {
-    read_out: &'a ReadOut,
-    data: &'a [DataFile],
-    known: &'a [String],
-    training: &'a AdapterTraining,
-    seed: u64,
+/// What an adapter file says of its training; `None` if it says nothing.
+pub(super) fn card(path: &Path) -> Result<Option<serde_json::Value>, RouterError> {
+    let bytes = std::fs::read(path).map_err(|source| RouterError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let header = safetensors::SafeTensors::read_metadata(&bytes).map_err(|error| RouterError::BadFile {
+        path: path.to_owned(),
+        what: "an adapter",
+        detail: error.to_string(),
+    })?;
+    let metadata = header.1.metadata().clone().unwrap_or_default();
+    Ok(metadata
+        .get("card")
+        .and_then(|card| serde_json::from_str(card).ok()))
+}
+
+/// What the passes are drawn from, and how.
+pub(super) struct Draw<'a> {
+    pub(super) read_out: &'a ReadOut,
+    pub(super) data: &'a [DataFile],
+    /// The classes: the experts, then `<expert_end>`.
+    pub(super) known: &'a [String],
+    pub(super) training: &'a AdapterTraining,
+    pub(super) seed: u64,
 }
 
 impl Draw<'_> {

@@ -60,7 +60,7 @@ pub(super) fn noisy(query: &str, random: &mut ChaCha8Rng) -> String {
     }
 }
 
-/// One letter in about forty is left out, doubled or swapped with the next; at least one word stays as it is.
+/// One letter in about forty is left out, doubled or swapped with the next.
 fn typing_errors(text: &str, random: &mut ChaCha8Rng) -> String {
     let letters: Vec<char> = text.chars().collect();
     let mut typed = String::with_capacity(text.len());
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_hold_the_name_once_and_name_no_expert() {
+    fn frames_hold_the_name_once() {
         let all = frames();
         assert!(all.len() >= 60, "{} frames", all.len());
         for frame in &all {

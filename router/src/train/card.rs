@@ -106,6 +106,16 @@ pub struct Report {
     pub adapter: Option<AdapterTraining>,
     /// The adapter that was taken over instead, by name.
     pub adapter_from: Option<String>,
+    /// Hex SHA-256 of the adapter in use.
+    pub adapter_sha256: Option<String>,
+    /// What its file says of its training.
+    pub adapter_card: Option<serde_json::Value>,
+    /// The field of the files that held the query.
+    pub query_field: String,
+    /// The field that held the label.
+    pub label_field: String,
+    /// Whether labels went through a mapping.
+    pub is_mapped: bool,
     /// All that was tried.
     pub grid: Vec<Choices>,
     /// Figures on each dev file (`<expert_end>` rows left out). Choices were made on them: they flatter a little.
@@ -147,6 +157,15 @@ impl Report {
         if let Some(adapter) = &self.adapter_from {
             command += &format!(" --adapter-from {adapter}");
         }
+        if self.query_field != "query" {
+            command += &format!(" --query-field {}", self.query_field);
+        }
+        if self.label_field != "expert" {
+            command += &format!(" --label-field {}", self.label_field);
+        }
+        if self.is_mapped {
+            command += " --labels MAPPING.json";
+        }
         if let Some(most) = self.max_per_expert {
             command += &format!(" --max-per-expert {most}");
         }
@@ -174,6 +193,9 @@ impl Report {
             self.trained_rows,
             self.command()
         );
+        if let (Some(sha256), Some(card)) = (&self.adapter_sha256, &self.adapter_card) {
+            text += &format!("The adapter (SHA-256 `{sha256}`) says of its own training: `{card}`.\n\n");
+        }
         text += "Choices and calibration were made on the dev files, so the figures below flatter a little.\n\n```\n";
         text += &self.to_string();
         text + "```\n"

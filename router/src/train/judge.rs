@@ -2,7 +2,7 @@
 
 use super::search::Lab;
 use super::{Report, SourceFile};
-use crate::calibrate::{self, Outcome, Temperature};
+use crate::calibrate::{self, Outcome};
 use crate::evaluate::Accumulator;
 use crate::functional::{self, EXPERT_END};
 use crate::lexical::Lexical;
@@ -62,29 +62,30 @@ impl Lab<'_> {
         Ok(by_file)
     }
 
+    /// Weights of the dev rows: each file's answerable rows count the same together, however many; so do all rows
+    /// without an expert.
+    fn weights(&self) -> Vec<f32> {
+        // Rows without an expert are counted behind the last file.
+        let group = |row: usize| match self.is_answerable(row) {
+            true => self.held.files.get(row).copied().unwrap_or(0),
+            false => self.dev.len(),
+        };
+        let mut sizes = vec![0usize; self.dev.len() + 1];
+        for row in 0..self.held.labels.len() {
+            if let Some(size) = sizes.get_mut(group(row)) {
+                *size += 1;
+            }
+        }
+        (0..self.held.labels.len())
+            .map(|row| 1.0 / sizes.get(group(row)).copied().unwrap_or(1).max(1) as f32)
+            .collect()
+    }
+
     /// Fills in scope, temperature and thresholds, in this order, each made with those before it. Each dev file counts the
     /// same, however long, as it does for the objective; all rows without an expert count as one file.
     pub(super) fn calibrate(&self, scored: &[Scored], max_error: f64, settings: &mut functional::Settings) {
-        let mut sizes = vec![0usize; self.dev.len()];
-        let mut unanswerable = 0;
-        for (row, file) in self.held.files.iter().enumerate() {
-            if self.is_answerable(row) {
-                if let Some(size) = sizes.get_mut(*file) {
-                    *size += 1;
-                }
-            } else {
-                unanswerable += 1;
-            }
-        }
-        let weight = |row: usize| {
-            let file = self.held.files.get(row).and_then(|file| sizes.get(*file));
-            let size = if self.is_answerable(row) {
-                file.copied().unwrap_or(1)
-            } else {
-                unanswerable
-            };
-            1.0 / size.max(1) as f32
-        };
+        let weights = self.weights();
+        let weight = |row: usize| weights.get(row).copied().unwrap_or(0.0);
         let examples: Vec<scope::Example<'_>> = scored
             .iter()
             .enumerate()
@@ -105,7 +106,7 @@ impl Lab<'_> {
                 Some(calibrate::Example {
                     logits,
                     distance: scored.distance,
-                    in_scope: functional::in_scope(settings.scope.as_ref(), Temperature::ONE, scored),
+                    in_scope: functional::in_scope(settings.scope.as_ref(), scored),
                     label: *label,
                     weight: weight(row),
                 })
@@ -150,22 +151,20 @@ impl Lab<'_> {
             }
             sums
         };
+        let weights = self.weights();
         let cost = |weight: f32| {
             let sums = sum(weight);
-            let examples: Vec<_> = sums
-                .iter()
-                .zip(&self.held.labels)
-                .enumerate()
+            let rows = sums.iter().zip(&self.held.labels).zip(&weights).enumerate();
+            let examples: Vec<_> = rows
                 .filter(|(row, _)| self.is_answerable(*row))
-                .filter_map(|(row, (scored, label))| {
+                .filter_map(|(_, ((scored, label), weight))| {
                     let (_, logits) = scored.logits.split_last()?;
-                    let file = self.held.files.get(row).and_then(|file| self.dev.get(*file))?;
                     Some(calibrate::Example {
                         logits,
                         distance: scored.distance,
                         in_scope: 1.0,
                         label: *label,
-                        weight: 1.0 / file.rows.len() as f32,
+                        weight: *weight,
                     })
                 })
                 .collect();

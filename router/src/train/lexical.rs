@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn an_expert_brings_a_bounded_number_of_rows_of_a_file() {
-        let rows: Vec<(String, &str)> = (0..300)
+        let rows: Vec<(String, &str)> = (0..FILE_ROWS + 50)
             .map(|i| (format!("what is disease {i}"), "heart"))
             .collect();
         let rows: Vec<(&str, &str)> = rows.iter().map(|(q, e)| (q.as_str(), *e)).collect();

@@ -12,7 +12,7 @@ use super::optimiser::{self, Parameter};
 use super::options::invalid;
 use super::parallel::{PARTS, Workers};
 use crate::adapter::Projection;
-use crate::load::Checkpoint;
+use crate::load::{Checkpoint, ModelConfig};
 use crate::{LmError, Result};
 use candle_core::Tensor;
 use rand::seq::SliceRandom;
@@ -140,8 +140,9 @@ pub fn train_pooled(
 ) -> Result<PooledClassifier> {
     let depth = check(checkpoint, options)?;
     let mut examples = epoch(0);
-    let longest = check_examples(&examples, classes, checkpoint.config().vocabulary)?;
-    let positions = longest.max(checkpoint.config().context_length.min(1024));
+    let config = checkpoint.config();
+    check_examples(&examples, classes, config)?;
+    let positions = config.context_length;
     let decoder = Decoder::load_first(checkpoint, positions, depth)?;
     let mut lora = Lora::new(
         decoder.config(),
@@ -167,7 +168,7 @@ pub fn train_pooled(
     for pass in 0..options.epochs {
         if pass > 0 {
             examples = epoch(pass);
-            check_examples(&examples, classes, checkpoint.config().vocabulary)?;
+            check_examples(&examples, classes, config)?;
         }
         examples.shuffle(&mut random);
         // Later passes may draw a few examples more or fewer: the schedule goes by the first.
@@ -182,6 +183,13 @@ pub fn train_pooled(
                 &workers,
                 &mut random,
             )?;
+            if !result.loss.is_finite() {
+                return Err(invalid(
+                    "learning_rate",
+                    options.learning_rate,
+                    format!("the loss is not finite at step {}: lower it", step + 1),
+                ));
+            }
             let rate = |peak| optimiser::learning_rate(step, steps, warmup, peak);
             let (decay, clip) = (options.weight_decay, options.clip);
             optimiser::update(
@@ -271,6 +279,7 @@ fn check(checkpoint: &Checkpoint, options: &TrainPooledOptions) -> Result<usize>
         ("learning_rate", options.learning_rate),
         ("head_learning_rate", options.head_learning_rate),
         ("clip", options.clip),
+        ("alpha", f64::from(options.alpha)),
     ] {
         if !(value.is_finite() && value > 0.0) {
             return Err(invalid(field, value, "a positive number".to_owned()));
@@ -286,25 +295,32 @@ fn check(checkpoint: &Checkpoint, options: &TrainPooledOptions) -> Result<usize>
     Ok(depth)
 }
 
-/// The most tokens of an example.
-fn check_examples(examples: &[PooledExample], classes: usize, vocabulary: usize) -> Result<usize> {
-    let mut longest = 0;
+/// Whether the trainer can work with the examples.
+fn check_examples(examples: &[PooledExample], classes: usize, config: &ModelConfig) -> Result<()> {
+    let (vocabulary, context) = (config.vocabulary, config.context_length);
+    if examples.is_empty() {
+        return Err(invalid("examples", 0, "give at least one".to_owned()));
+    }
     for (index, example) in examples.iter().enumerate() {
         let range = &example.pooled;
-        let is_whole = !range.is_empty() && range.end <= example.tokens.len();
+        let is_whole =
+            !range.is_empty() && range.end <= example.tokens.len() && example.tokens.len() <= context;
         let in_vocabulary = example.tokens.iter().all(|&token| (token as usize) < vocabulary);
-        if !is_whole || !in_vocabulary || example.target.len() != classes {
-            let fix = format!(
-                "give tokens below {vocabulary}, pooled ones among them, and {classes} probabilities"
-            );
+        if !is_whole || !in_vocabulary {
+            let fix = format!("give at most {context} tokens below {vocabulary}, pooled ones among them");
             return Err(invalid("example", index, fix));
         }
-        longest = longest.max(example.tokens.len());
+        let sum: f32 = example.target.iter().sum();
+        let is_distribution = example.target.iter().all(|p| *p >= 0.0) && (sum - 1.0).abs() < 1e-3;
+        if example.target.len() != classes
+            || !is_distribution
+            || !(example.weight.is_finite() && example.weight >= 0.0)
+        {
+            let fix = format!("give {classes} probabilities that add up to 1, and a weight of at least 0");
+            return Err(invalid("example", index, fix));
+        }
     }
-    match longest {
-        0 => Err(invalid("examples", 0, "give at least one".to_owned())),
-        longest => Ok(longest),
-    }
+    Ok(())
 }
 
 /// Mean and scale of each feature value over a sample of the examples, before any training.
