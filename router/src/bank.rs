@@ -164,6 +164,9 @@ impl Bank {
         {
             return Err(bad("a scale is not positive".to_owned()));
         }
+        if bank.logits.iter().any(|logit| !logit.is_finite()) {
+            return Err(bad("a logit is not finite".to_owned()));
+        }
         Ok(bank)
     }
 
@@ -249,5 +252,12 @@ mod tests {
         fails(&bytes[..bytes.len() - 2], 4, 3, "bank.safetensors:");
         fails(&bytes, 5, 3, "width 5");
         fails(&bytes, 4, 2, "not of 2 tokens");
+        for logit in [f32::NAN, f32::INFINITY] {
+            let mut bank = bank();
+            bank.push(&[1.0; 4], &[0.1, logit, 0.3], 0, false);
+            bank.save(directory.path()).unwrap();
+            let bytes = std::fs::read(directory.path().join(BANK)).unwrap();
+            fails(&bytes, 4, 3, "a logit is not finite");
+        }
     }
 }

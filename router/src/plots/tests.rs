@@ -94,6 +94,21 @@ fn reliability_has_a_bar_for_each_bin_with_rows() {
         counts.iter().map(|c| c.parse::<usize>().unwrap()).sum::<usize>(),
         4
     );
+    // Each bar begins a unit right of its bin, of which fifteen share the area's 420 from 70 on.
+    let places: Vec<(&str, &str)> = bars
+        .iter()
+        .map(|bar| (bar["data-confidence"].as_str(), bar["x"].as_str()))
+        .collect();
+    assert_eq!(
+        places,
+        [
+            ("0.5500", "295.00"),
+            ("0.6000", "323.00"),
+            ("0.9000", "435.00"),
+            ("0.9500", "463.00")
+        ]
+    );
+    assert!(bars.iter().all(|bar| bar["width"] == "26.00"), "{bars:?}");
     let wrong = bars
         .iter()
         .find(|bar| bar["data-confidence"] == "0.6000")
