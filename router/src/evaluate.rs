@@ -5,11 +5,14 @@
 //! over the experts that the data holds. Rows labelled [`EXPERT_END`] call for nobody: they count for nothing but
 //! how well they are told from the others. Rows are streamed; what stays is some twenty bytes a row, for curves and ranks.
 
+mod statistics;
+mod text;
+
 use crate::dataset::{self, Fields, Row};
 use crate::functional::EXPERT_END;
 use crate::{Router, RouterError, Routing};
 use serde::Serialize;
-use std::fmt;
+use statistics::{aurc, auroc, bin_of, percentile, right_among, risk_coverage, share};
 use std::path::{Path, PathBuf};
 
 /// Bins of the expected calibration error.
@@ -288,78 +291,6 @@ impl Accumulator {
     }
 }
 
-fn share(part: usize, whole: usize) -> f64 {
-    if whole == 0 {
-        0.0
-    } else {
-        part as f64 / whole as f64
-    }
-}
-
-/// Index of the calibration bin of a confidence in [0, 1].
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped to the bins"
-)]
-fn bin_of(confidence: f32) -> usize {
-    ((confidence.clamp(0.0, 1.0) * ECE_BINS as f32) as usize).min(ECE_BINS - 1)
-}
-
-/// Nearest-rank percentile of sorted values; 0 if there are none.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a rank within the slice"
-)]
-fn percentile(sorted: &[u32], quantile: f64) -> u64 {
-    let rank = (quantile * sorted.len() as f64).ceil() as usize;
-    sorted
-        .get(rank.saturating_sub(1))
-        .map_or(0, |value| u64::from(*value))
-}
-
-/// Share that is right among the first so many rows, the surest first.
-fn right_among(rows: &[(f32, bool)], count: usize) -> f64 {
-    let right = rows.iter().take(count).filter(|(_, is_right)| *is_right).count();
-    share(right, count.min(rows.len()))
-}
-
-/// Accuracy on the surest 1/20, 2/20, … of the rows, the surest first.
-fn risk_coverage(rows: &[(f32, bool)]) -> Vec<CoveragePoint> {
-    let ends = (1..=CURVE_POINTS).map(|point| (rows.len() * point).div_ceil(CURVE_POINTS));
-    ends.map(|end| CoveragePoint {
-        coverage: share(end, rows.len()),
-        accuracy: right_among(rows, end),
-    })
-    .collect()
-}
-
-/// Mean risk over all coverages, rows sorted by confidence.
-fn aurc(rows: &[(f32, bool)]) -> f64 {
-    let mut wrong = 0;
-    let mut sum = 0.0;
-    for (i, (_, is_right)) in rows.iter().enumerate() {
-        wrong += usize::from(!is_right);
-        sum += share(wrong, i + 1);
-    }
-    if rows.is_empty() {
-        0.0
-    } else {
-        sum / rows.len() as f64
-    }
-}
-
-/// Probability that a number of the first list is above one of the second, ties counting half; 0 if a list is empty.
-fn auroc(inside: Vec<f32>, mut outside: Vec<f32>) -> f64 {
-    outside.sort_by(f32::total_cmp);
-    let halves: usize = inside
-        .iter()
-        .map(|x| outside.partition_point(|y| y < x) + outside.partition_point(|y| y <= x))
-        .sum();
-    0.5 * share(halves, inside.len() * outside.len())
-}
-
 /// Routes every row, one query a forward pass as a gateway would meet them, and measures.
 /// `progress` hears the number of rows done.
 pub fn evaluate(
@@ -412,87 +343,6 @@ pub fn evaluate_files(
             Err(none(path, "no row has an expert: give a file with such rows too"))
         }
         _ => Ok(evaluation),
-    }
-}
-
-impl fmt::Display for Evaluation {
-    /// The report as text: the figures, a table by expert and the confusion.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "n                   {}", self.n)?;
-        for (name, value) in [
-            ("accuracy", self.accuracy),
-            ("macro_f1", self.macro_f1),
-            ("ece", self.ece),
-            ("nll", self.nll),
-            ("coverage", self.coverage),
-            ("selective_accuracy", self.selective_accuracy),
-            ("with_second", self.accuracy_with_second),
-            ("accuracy_at_60", self.accuracy_at_60),
-            ("aurc", self.aurc),
-        ] {
-            writeln!(f, "{name:<19} {value:.4}")?;
-        }
-        if let Some(scope) = &self.out_of_scope {
-            writeln!(
-                f,
-                "ood_auroc           {:.4} (by confidence {:.4}; {} rows out of scope, {:.4} abstained on)",
-                scope.ood_auroc, scope.ood_auroc_confidence, scope.n, scope.abstained
-            )?;
-        }
-        if self.latency_p95_us > 0 {
-            let ms = |us: u64| us as f64 / 1000.0;
-            writeln!(
-                f,
-                "latency             p50 {:.1} ms, p95 {:.1} ms",
-                ms(self.latency_p50_us),
-                ms(self.latency_p95_us)
-            )?;
-        }
-        let width = self
-            .experts
-            .iter()
-            .map(|figures| figures.expert.len())
-            .max()
-            .unwrap_or(0)
-            .max(6);
-        writeln!(f, "\n{:<width$}  precision  recall      f1  support", "expert")?;
-        for figures in self
-            .experts
-            .iter()
-            .filter(|figures| figures.support > 0 || figures.precision > 0.0)
-        {
-            let ExpertFigures {
-                expert,
-                precision,
-                recall,
-                f1,
-                support,
-            } = figures;
-            writeln!(
-                f,
-                "{expert:<width$}  {precision:>9.3}  {recall:>6.3}  {f1:>6.3}  {support:>7}"
-            )?;
-        }
-        writeln!(f, "\nright expert by row, chosen by column")?;
-        write!(f, "{:<width$}", "")?;
-        for (i, _) in self.confusion.experts.iter().enumerate() {
-            write!(f, " {:>5}", format!("[{}]", i + 1))?;
-        }
-        writeln!(f)?;
-        for (i, (expert, counts)) in self
-            .confusion
-            .experts
-            .iter()
-            .zip(&self.confusion.counts)
-            .enumerate()
-        {
-            write!(f, "{expert:<width$}")?;
-            for count in counts {
-                write!(f, " {count:>5}")?;
-            }
-            writeln!(f, "  [{}]", i + 1)?;
-        }
-        Ok(())
     }
 }
 

@@ -4,13 +4,15 @@
 //! alone, one coordinate at a time; the dev rows choose nothing, so that their figures stay honest. Afterwards
 //! the heads are fitted to all training rows, and the dev rows give the quantiles from which thresholds are set.
 
+mod card;
+
 use super::curve::{self, Outcome};
 use super::evaluate::{Evaluation, figures};
 use super::file::{FORMAT, GainFile, OUTCOMES, Settings};
 use super::{GainRow, group_gain, outcome_gain};
 use crate::RouterError;
 use crate::functional::{ModelIdentity, PROMPT, ReadOut, ReadOutSpec, Window};
-use crate::train::{Head, Problem, SourceFile, candidate_features, extract, write_json};
+use crate::train::{Head, Problem, SourceFile, candidate_features, extract};
 use candle_core::{Device, Tensor};
 use half::f16;
 use indicatif::ProgressBar;
@@ -20,8 +22,7 @@ use rand_chacha::ChaCha8Rng;
 use referral_lm::{LanguageModel, LmError};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashSet};
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Most steps of one fit.
 const ITERATIONS: usize = 80;
@@ -415,53 +416,4 @@ fn quantiles(mut gains: Vec<f32>) -> Vec<f32> {
     (0..=QUANTILES)
         .filter_map(|step| gains.get(last * step / QUANTILES).copied())
         .collect()
-}
-
-impl Report {
-    /// Writes `report.json` and `README.md`.
-    fn save(&self, directory: &Path, model: &ModelIdentity) -> Result<(), RouterError> {
-        write_json(&directory.join("report.json"), self)?;
-        let mut card = format!(
-            "# Cost head card\n\nPredicts what a strong model gains over a weak one, over {} (width {}, {} layers).\n\n\
-             | data | split | rows | sha256 |\n|---|---|---|---|\n",
-            model.name, model.width, model.layers
-        );
-        for source in &self.sources {
-            let SourceFile {
-                name,
-                split,
-                sha256,
-                rows,
-            } = source;
-            card += &format!("| {name} | {split} | {rows} | `{sha256}` |\n");
-        }
-        let name = |place: usize| self.sources.get(place).map_or("", |source| source.name.as_str());
-        card += &format!(
-            "\nTrained with\n\n```\nreferral train cost --data {} --dev {} --layer {} --seed {} --out DIR\n```\n\n\
-             Choices were made by cross-validation on the training rows; the dev rows chose nothing.\n\n```\n{self}```\n",
-            name(0),
-            name(1),
-            self.layer,
-            self.seed
-        );
-        let path = directory.join("README.md");
-        std::fs::write(&path, card).map_err(|source| RouterError::Io { path, source })
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Choices {
-            l2,
-            group_l2,
-            group_share,
-            apgr,
-        } = self.choices;
-        writeln!(f, "l2 {l2}, groups' l2 {group_l2}, groups' share {group_share}")?;
-        writeln!(
-            f,
-            "APGR {apgr:.3} out of fold on the training rows\n\non the dev rows:"
-        )?;
-        write!(f, "{}", self.dev)
-    }
 }
