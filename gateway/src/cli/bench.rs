@@ -2,10 +2,10 @@
 
 use super::failure::Failure;
 use super::options::{ConfigOptions, ModelOptions, RouterOptions};
-use super::output::{print_json, print_table, stdout};
+use super::output::{Format, print_json, print_table, stdout};
 use crate::config::Settings;
 use crate::pipeline::cached_lookup;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use referral_lm::LanguageModel;
 use referral_lm::fetch::fetch;
 use referral_lm::load::{LoadOptions, Quantization};
@@ -37,12 +37,6 @@ enum Command {
         #[arg(long, default_value = "text")]
         format: Format,
     },
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 /// Query lengths that are timed, in tokens.

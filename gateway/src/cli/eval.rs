@@ -2,8 +2,8 @@
 
 use super::failure::Failure;
 use super::options::{ConfigOptions, GainOptions, LabelFields, RouterOptions};
-use super::output::{print_json, stdout};
-use clap::{Args, Subcommand, ValueEnum};
+use super::output::{Format, print_json, stdout};
+use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use referral_router::cost::evaluate::{figures, predict};
 use referral_router::cost::{outcomes, read_file};
@@ -71,12 +71,6 @@ struct CostArguments {
     /// How to print the report
     #[arg(long, default_value = "text")]
     format: Format,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 /// Runs the command.

@@ -5,8 +5,18 @@
 
 use super::failure::Failure;
 use anstyle::{AnsiColor, Style};
+use clap::ValueEnum;
 use serde::Serialize;
 use std::io::Write;
+
+/// How a command prints its report.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Format {
+    /// For readers.
+    Text,
+    /// For programs.
+    Json,
+}
 
 /// Standard output, without colours where there is no terminal.
 pub(crate) type Output = anstream::AutoStream<std::io::StdoutLock<'static>>;
