@@ -5,6 +5,7 @@
 //! files; some come from the dev files and are only measured on, so that a change to the router can be judged.
 
 use crate::RouterError;
+use crate::functional::whole;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::path::Path;
 
@@ -180,9 +181,9 @@ impl Bank {
         };
         let n = self.len();
         let values: Vec<u8> = self.values.iter().map(|x| x.cast_unsigned()).collect();
-        let scales: Vec<u8> = self.scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let scales = whole(&self.scales);
         let labels: Vec<u8> = self.labels.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let logits: Vec<u8> = self.logits.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let logits = whole(&self.logits);
         let held: Vec<u8> = self.held.iter().map(|is_held| u8::from(*is_held)).collect();
         let view = |dtype, shape, data| TensorView::new(dtype, shape, data).map_err(bad);
         let tensors = [

@@ -11,9 +11,11 @@
 
 mod file;
 mod read_out;
+mod tensors;
 
-pub(crate) use file::{ADAPTER, FORMAT, ModelIdentity, RouterFile, SETTINGS, Settings, TOKENS, floats};
+pub(crate) use file::{ADAPTER, FORMAT, ModelIdentity, RouterFile, SETTINGS, Settings, TOKENS};
 pub use read_out::{Feature, PROMPT, Pooling, ReadOut, ReadOutSpec, Window};
+pub(crate) use tensors::{TensorFile, halved, whole};
 
 use crate::calibrate::{self, Temperature};
 use crate::scope::{Scope, Scored};
@@ -152,15 +154,16 @@ impl Router {
     /// compute thread. Queries are normalised here, and long ones read through the router's window.
     pub fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError> {
         let start = Instant::now();
+        let normal: Vec<String> = queries.iter().map(|query| dataset::normalise(query)).collect();
         let scored: Vec<Scored> = self
-            .features(queries)?
+            .features(&normal)?
             .iter()
-            .zip(queries)
-            .map(|(features, query)| self.inner.file.score(features, &dataset::normalise(query)))
+            .zip(&normal)
+            .map(|(features, query)| self.inner.file.score(features, query))
             .collect();
-        let windowed = queries
+        let windowed = normal
             .iter()
-            .map(|query| self.inner.read_out.is_windowed(&dataset::normalise(query)))
+            .map(|query| self.inner.read_out.is_windowed(query))
             .collect::<Result<Vec<_>, _>>()?;
         let latency = start.elapsed();
         Ok(scored
@@ -173,12 +176,10 @@ impl Router {
             .collect())
     }
 
-    /// Standardised features of queries, as the functional tokens meet them.
-    pub(crate) fn features(&self, queries: &[&str]) -> Result<Vec<Vec<f32>>, RouterError> {
+    /// Standardised features of normalised queries, as the functional tokens meet them.
+    pub(crate) fn features(&self, queries: &[String]) -> Result<Vec<Vec<f32>>, RouterError> {
         let read_out = &self.inner.read_out;
-        let tokens = queries
-            .iter()
-            .map(|query| read_out.tokens(&dataset::normalise(query)));
+        let tokens = queries.iter().map(|query| read_out.tokens(query));
         let tokens = tokens.collect::<Result<Vec<_>, _>>()?;
         let mut all = Vec::with_capacity(queries.len());
         let mut rest = tokens.as_slice();

@@ -8,6 +8,7 @@
 //! letters within a padded word, each of the two blocks scaled to length 1. A feature is known by the 32-bit FNV-1a hash
 //! of its text, so the file holds no text of the training data.
 
+use crate::functional::{halved, whole};
 use half::f16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
@@ -254,18 +255,12 @@ impl Lexical {
 
     /// The tensors' bytes, to be written beside the functional tokens.
     pub(crate) fn bytes(&self) -> LexicalBytes {
-        let half = |values: &[f32]| {
-            values
-                .iter()
-                .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-                .collect()
-        };
         LexicalBytes {
             keys: self.keys.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            idf: half(&self.idf),
-            scale: half(&self.scale),
+            idf: halved(&self.idf),
+            scale: halved(&self.scale),
             weights: self.weights.iter().map(|x| *x as u8).collect(),
-            bias: self.bias.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            bias: whole(&self.bias),
             features: self.keys.len(),
             classes: self.bias.len(),
         }

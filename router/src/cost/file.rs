@@ -3,10 +3,9 @@
 
 use super::{group_gain, outcome_gain};
 use crate::RouterError;
-use crate::functional::{ModelIdentity, ReadOutSpec, floats};
+use crate::functional::{ModelIdentity, ReadOutSpec, TensorFile, halved, whole};
 use crate::train::{Head, write_json};
-use half::f16;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -84,28 +83,11 @@ impl GainFile {
         if let Some(fault) = fault(&settings, model) {
             return Err(bad(format!("{SETTINGS}: {fault}")));
         }
-        let tensors =
-            SafeTensors::deserialize(tensors).map_err(|error| bad(format!("{TENSORS}: {error}")))?;
-        let read = |name: &str, shape: &[usize]| {
-            let tensor = tensors
-                .tensor(name)
-                .map_err(|error| bad(format!("{TENSORS}: {error}")))?;
-            if tensor.shape() != shape {
-                return Err(bad(format!(
-                    "{TENSORS}: {name} has the shape {:?}, {SETTINGS} wants {shape:?}",
-                    tensor.shape()
-                )));
-            }
-            match floats(&tensor) {
-                Some(values) if values.iter().all(|x| x.is_finite()) => Ok(values),
-                _ => Err(bad(format!(
-                    "{TENSORS}: {name} must hold finite F16 or F32 values: train the head again"
-                ))),
-            }
-        };
+        let tensors = TensorFile::open(tensors, TENSORS, SETTINGS, "train the head again").map_err(bad)?;
+        let read = |name: &str, shape: &[usize]| tensors.read(name, shape).map_err(bad);
         let width = settings.read_out.width(model.width);
         let groups = settings.groups.len();
-        let file = Self {
+        Ok(Self {
             outcomes: Head {
                 rows: read("outcome_rows", &[OUTCOMES, width])?,
                 bias: read("outcome_bias", &[OUTCOMES])?,
@@ -121,26 +103,14 @@ impl GainFile {
                 },
             },
             mean: read("mean", &[width])?,
-            scale: read("scale", &[width])?,
+            scale: tensors.read_positive("scale", &[width]).map_err(bad)?,
             settings,
-        };
-        if file.scale.iter().any(|scale| *scale <= 0.0) {
-            return Err(bad(format!(
-                "{TENSORS}: scale holds a value that is not positive: train the head again"
-            )));
-        }
-        Ok(file)
+        })
     }
 
     /// Writes both files into a directory that exists; rows are halved to f16.
     pub(super) fn save(&self, directory: &Path) -> Result<(), RouterError> {
         let path = directory.join(TENSORS);
-        let halved = |rows: &[f32]| -> Vec<u8> {
-            rows.iter()
-                .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-                .collect()
-        };
-        let whole = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|x| x.to_le_bytes()).collect() };
         let groups = self.groups.bias.len();
         let width = self.mean.len();
         let mut parts = vec![

@@ -14,11 +14,11 @@ use crate::RouterError;
 use crate::functional::{ModelIdentity, PROMPT, ReadOut, ReadOutSpec, Window};
 use crate::train::{Head, Problem, SourceFile, candidate_features, extract};
 use candle_core::{Device, Tensor};
-use half::f16;
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use referral_lm::train::pooled::moments;
 use referral_lm::{LanguageModel, LmError};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashSet};
@@ -145,7 +145,7 @@ pub fn train_gain(
     let dev_read = read.split_off(rows.len());
 
     progress.set_message("fitting");
-    let (mean, scale) = moments(&read, read_out_spec.features.len());
+    let (mean, scale) = moments(read.iter().map(Vec::as_slice), read_out_spec.features.len());
     let (names, groups) = groups(&rows);
     let lab = Lab {
         standard: read
@@ -356,27 +356,6 @@ fn fit(matrix: &Tensor, labels: &[usize], classes: usize, l2: f32) -> Result<Hea
         l2,
     };
     Ok(problem.solve(ITERATIONS).map_err(LmError::from)?)
-}
-
-/// Mean and scale of the read-out's columns; the scale is that of [`crate::train`], so that one `l2` suits all read-outs.
-fn moments(read: &[Vec<f16>], vectors: usize) -> (Vec<f32>, Vec<f32>) {
-    let width = read.first().map_or(0, Vec::len);
-    let mut sums = vec![(0.0f64, 0.0f64); width];
-    for row in read {
-        for ((sum, squares), x) in sums.iter_mut().zip(row) {
-            let x = f64::from(x.to_f32());
-            *sum += x;
-            *squares += x * x;
-        }
-    }
-    let n = read.len().max(1) as f64;
-    let spread = (vectors as f64).sqrt();
-    sums.into_iter()
-        .map(|(sum, squares)| {
-            let variance = (squares / n - (sum / n).powi(2)).max(0.0);
-            ((sum / n) as f32, (spread * variance.sqrt().max(1e-6)) as f32)
-        })
-        .unzip()
 }
 
 /// The groups' names, and each row's; none unless every row names its group and there are two.

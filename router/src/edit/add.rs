@@ -121,11 +121,11 @@ impl RouterDirectory {
         } else {
             Router::load(&self.path, model.clone())?
         };
-        let texts: Vec<&str> = expert
+        let texts: Vec<String> = expert
             .examples
             .iter()
             .chain(&clauses)
-            .map(String::as_str)
+            .map(|text| normalise(text))
             .collect();
         let read = Instant::now();
         let features = router.features(&texts)?;

@@ -2,14 +2,14 @@
 //! functional tokens). Everything is checked when they are read, so that routing itself cannot meet a surprise.
 
 use super::ReadOutSpec;
+use super::tensors::{TensorFile, halved, whole};
 use crate::RouterError;
 use crate::calibrate::Temperature;
 use crate::lexical::Lexical;
 use crate::scope::{Scope, Scored};
 use crate::train::Head;
-use half::f16;
 use referral_lm::LanguageModel;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
@@ -158,40 +158,18 @@ impl RouterFile {
         if let Some(fault) = fault(&settings, model) {
             return Err(bad(format!("{SETTINGS}: {fault}")));
         }
-        let tensors = SafeTensors::deserialize(tokens).map_err(|error| bad(format!("{TOKENS}: {error}")))?;
+        let tensors = TensorFile::open(tokens, TOKENS, SETTINGS, "train the router again").map_err(bad)?;
         let width = settings.read_out.width(model.width);
         let classes = settings.experts.len() + 1;
-        let read = |name: &str, shape: &[usize]| {
-            let tensor = tensors
-                .tensor(name)
-                .map_err(|error| bad(format!("{TOKENS}: {error}")))?;
-            if tensor.shape() != shape {
-                return Err(bad(format!(
-                    "{TOKENS}: {name} has the shape {:?}, {SETTINGS} wants {shape:?}",
-                    tensor.shape()
-                )));
-            }
-            let values = floats(&tensor).ok_or_else(|| {
-                bad(format!(
-                    "{TOKENS}: {name} is {:?}: write F16 or F32",
-                    tensor.dtype()
-                ))
-            })?;
-            match values.iter().all(|x| x.is_finite()) {
-                true => Ok(values),
-                false => Err(bad(format!(
-                    "{TOKENS}: {name} holds a value that is not finite: train the router again"
-                ))),
-            }
-        };
         let file = Self {
             head: Head {
-                rows: read("rows", &[classes, width])?,
-                bias: read("bias", &[classes])?,
+                rows: tensors.read("rows", &[classes, width]).map_err(bad)?,
+                bias: tensors.read("bias", &[classes]).map_err(bad)?,
             },
-            mean: read("mean", &[width])?,
-            scale: read("scale", &[width])?,
-            lexical: Lexical::read(&tensors, classes).map_err(|detail| bad(format!("{TOKENS}: {detail}")))?,
+            mean: tensors.read("mean", &[width]).map_err(bad)?,
+            scale: tensors.read_positive("scale", &[width]).map_err(bad)?,
+            lexical: Lexical::read(&tensors.tensors, classes)
+                .map_err(|detail| bad(format!("{TOKENS}: {detail}")))?,
             settings,
         };
         if file.lexical.is_none() && file.settings.lexical_weight != 0.0 {
@@ -199,24 +177,13 @@ impl RouterFile {
                 "{TOKENS}: the n-gram model is missing: copy both files from one place, or train the router again"
             )));
         }
-        if file.scale.iter().any(|scale| *scale <= 0.0) {
-            return Err(bad(format!(
-                "{TOKENS}: scale holds a value that is not positive: train the router again"
-            )));
-        }
         Ok(file)
     }
 
     /// Writes both files into a directory that exists. Rows are halved to f16: their logits stay within a thousandth.
     pub(crate) fn save(&self, directory: &Path) -> Result<(), RouterError> {
-        let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let rows: Vec<u8> = self
-            .head
-            .rows
-            .iter()
-            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-            .collect();
-        let (bias, mean, scale) = (bytes(&self.head.bias), bytes(&self.mean), bytes(&self.scale));
+        let rows = halved(&self.head.rows);
+        let (bias, mean, scale) = (whole(&self.head.bias), whole(&self.mean), whole(&self.scale));
         let (classes, width) = (self.head.bias.len(), self.mean.len());
         let path = directory.join(TOKENS);
         let view = |dtype, shape, data| {
@@ -247,31 +214,6 @@ impl RouterFile {
         })?;
         std::fs::write(&path, tensors).map_err(|source| RouterError::Io { path, source })?;
         crate::train::write_json(&directory.join(SETTINGS), &self.settings)
-    }
-}
-
-/// A tensor's numbers; `None` if it is neither F16 nor F32.
-pub(crate) fn floats(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
-    match tensor.dtype() {
-        Dtype::F16 => Some(
-            tensor
-                .data()
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|x| f16::from_le_bytes(*x).to_f32())
-                .collect(),
-        ),
-        Dtype::F32 => Some(
-            tensor
-                .data()
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|x| f32::from_le_bytes(*x))
-                .collect(),
-        ),
-        _ => None,
     }
 }
 

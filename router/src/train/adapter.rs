@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use referral_lm::adapter::Projection;
 use referral_lm::load::Checkpoint;
-use referral_lm::train::pooled::{self, PooledClassifier, PooledExample, PooledFeature, TrainPooledOptions};
+use referral_lm::train::pooled::{self, PooledExample, PooledFeature, TrainPooledOptions};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -93,7 +93,7 @@ pub(super) fn train(
     draw: &Draw<'_>,
     out: &Path,
     progress: &ProgressBar,
-) -> Result<PooledClassifier, RouterError> {
+) -> Result<(), RouterError> {
     let Draw {
         read_out,
         known,
@@ -124,7 +124,7 @@ pub(super) fn train(
     };
     let mut epoch = |pass: usize| passes.get_mut(pass).map(std::mem::take).unwrap_or_default();
     progress.set_position(0);
-    let trained = pooled::train_pooled(checkpoint, known.len(), &mut epoch, &options, &mut |step| {
+    pooled::train_pooled(checkpoint, known.len(), &mut epoch, &options, &mut |step| {
         progress.set_length(step.steps as u64);
         progress.set_position(step.step as u64);
         progress.set_message(format!(
@@ -132,7 +132,7 @@ pub(super) fn train(
             step.loss, step.rows_per_second
         ));
     })?;
-    Ok(trained)
+    Ok(())
 }
 
 fn pooled_feature(feature: &Feature) -> PooledFeature {

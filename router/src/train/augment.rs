@@ -9,18 +9,18 @@ use crate::dataset::Row;
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
+use std::sync::LazyLock;
 
 /// Frames for a name, one a line, `{}` where it goes.
-const FRAMES: &str = include_str!("../../data/frames.txt");
+const TEXT: &str = include_str!("../../data/frames.txt");
 
 /// The frames.
-fn frames() -> Vec<&'static str> {
-    FRAMES
-        .lines()
+static FRAMES: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    TEXT.lines()
         .map(str::trim)
         .filter(|line| line.contains("{}"))
         .collect()
-}
+});
 
 /// The name as people write it: without what stands in brackets or behind a colon, often in lower case.
 fn spoken(focus: &str, random: &mut ChaCha8Rng) -> String {
@@ -36,7 +36,7 @@ fn spoken(focus: &str, random: &mut ChaCha8Rng) -> String {
 /// A query about the row's focus in a frame that any expert's could stand in; `None` if the row has no focus.
 pub(super) fn framed(row: &Row, random: &mut ChaCha8Rng) -> Option<String> {
     let focus = row.focus.as_deref()?;
-    let frame = *frames().choose(random)?;
+    let frame = *FRAMES.choose(random)?;
     Some(frame.replace("{}", &spoken(focus, random)))
 }
 
@@ -102,9 +102,9 @@ mod tests {
 
     #[test]
     fn frames_hold_the_name_once() {
-        let all = frames();
+        let all = &*FRAMES;
         assert!(all.len() >= 60, "{} frames", all.len());
-        for frame in &all {
+        for frame in all {
             assert_eq!(frame.matches("{}").count(), 1, "{frame}");
         }
         let mut random = ChaCha8Rng::seed_from_u64(1);

@@ -10,6 +10,7 @@ use crate::scope::Scored;
 use candle_core::{Device, Tensor};
 use indicatif::ProgressBar;
 use referral_lm::LmError;
+use referral_lm::train::pooled::moments;
 
 /// Most steps of one fit.
 const ITERATIONS: usize = 120;
@@ -69,21 +70,7 @@ impl Lab<'_> {
         let columns = features.len() * self.width;
         let mut matrix = self.train.matrix(self.width, self.union, features);
         let n = matrix.len() / columns.max(1);
-        let mut sums = vec![(0.0f64, 0.0f64); columns];
-        for row in matrix.chunks_exact(columns) {
-            for ((sum, squares), x) in sums.iter_mut().zip(row) {
-                *sum += f64::from(*x);
-                *squares += f64::from(*x) * f64::from(*x);
-            }
-        }
-        let mean: Vec<f32> = sums.iter().map(|(sum, _)| (sum / n as f64) as f32).collect();
-        // Dividing by the number of vectors too keeps the logits' size, so that one `l2` suits all read-outs.
-        let spread = (features.len() as f64).sqrt();
-        let variance = |(sum, squares): &(f64, f64)| (squares / n as f64 - (sum / n as f64).powi(2)).max(0.0);
-        let scale: Vec<f32> = sums
-            .iter()
-            .map(|s| (spread * variance(s).sqrt().max(1e-6)) as f32)
-            .collect();
+        let (mean, scale) = moments(matrix.chunks_exact(columns.max(1)), features.len());
         for row in matrix.chunks_exact_mut(columns) {
             for ((x, mean), scale) in row.iter_mut().zip(&mean).zip(&scale) {
                 *x = (*x - mean) / scale;

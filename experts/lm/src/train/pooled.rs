@@ -269,21 +269,33 @@ fn spread(
             decoder.pooled(batch, &adapted, &options.features)
         })?
         .concat();
-    let columns = vectors.first().map_or(0, Vec::len);
-    let mut sums = vec![(0.0f64, 0.0f64); columns];
-    for vector in &vectors {
-        for ((sum, squares), &x) in sums.iter_mut().zip(vector) {
-            *sum += f64::from(x);
-            *squares += f64::from(x) * f64::from(x);
+    Ok(moments(vectors.iter().map(Vec::as_slice), options.features.len()))
+}
+
+/// Mean of each column, and its standard deviation times the square root of `vectors`, the number of vectors that lie
+/// side by side in a row: a row so standardised has the length of one vector, so that one regulariser suits
+/// all read-outs.
+pub fn moments<'a, X: Copy + Into<f64> + 'a>(
+    rows: impl Iterator<Item = &'a [X]>,
+    vectors: usize,
+) -> (Vec<f32>, Vec<f32>) {
+    let (mut sums, mut n) = (Vec::new(), 0.0f64);
+    for row in rows {
+        sums.resize(row.len(), (0.0f64, 0.0f64));
+        for ((sum, squares), x) in sums.iter_mut().zip(row) {
+            let x: f64 = (*x).into();
+            *sum += x;
+            *squares += x * x;
         }
+        n += 1.0;
     }
-    let n = vectors.len() as f64;
-    let spread = (options.features.len() as f64).sqrt();
-    let deviation = |(sum, squares): &(f64, f64)| (squares / n - (sum / n).powi(2)).max(0.0).sqrt().max(1e-6);
-    Ok((
-        sums.iter().map(|(sum, _)| (sum / n) as f32).collect(),
-        sums.iter().map(|s| (spread * deviation(s)) as f32).collect(),
-    ))
+    let spread = (vectors as f64).sqrt();
+    sums.into_iter()
+        .map(|(sum, squares)| {
+            let variance = (squares / n - (sum / n).powi(2)).max(0.0);
+            ((sum / n) as f32, (spread * variance.sqrt().max(1e-6)) as f32)
+        })
+        .unzip()
 }
 
 fn pack(examples: Vec<&PooledExample>) -> PooledBatch<'_> {
