@@ -1,16 +1,17 @@
 //! Scripted experts and a scripted router, for tests of whatever lies around them.
 
-use crate::compute::Decider;
+use crate::compute::{Decider, Gains};
 use crate::config::{Settings, Variables};
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
-use crate::pipeline::{Parts, Pipeline};
+use crate::pipeline::{PairPart, Parts, Pipeline};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use referral_experts::{
     AnswerStream, Card, Chunk, Expert, ExpertError, ExpertErrorKind, ExpertId, ExpertKind, Finish, Health,
     Modality, Query, Residency, TokenUsage,
 };
+use referral_router::policy::pair::Pair;
 use referral_router::{RouterError, Routing};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -194,6 +195,27 @@ impl Decider for ScriptedDecider {
     }
 }
 
+/// Predicts a gain of 0.75 for "… hard …", fails on "… odd …", and 0 for the rest.
+#[derive(Default)]
+pub(crate) struct ScriptedGains {
+    pub(crate) asked: AtomicUsize,
+}
+
+impl Gains for ScriptedGains {
+    fn gains(&self, queries: &[&str]) -> Result<Vec<f32>, RouterError> {
+        self.asked.fetch_add(queries.len(), Ordering::SeqCst);
+        if queries.iter().any(|query| query.contains("odd")) {
+            return Err(RouterError::Invalid {
+                field: "query",
+                value: "odd".into(),
+                fix: "make it even".into(),
+            });
+        }
+        let gain = |query: &&str| if query.contains("hard") { 0.75 } else { 0.0 };
+        Ok(queries.iter().map(gain).collect())
+    }
+}
+
 /// A pipeline of scripted parts.
 pub(crate) struct Bench {
     pub(crate) pipeline: Arc<Pipeline>,
@@ -223,15 +245,49 @@ impl Bench {
         generalist: &[Step],
         change: impl FnOnce(&mut Settings),
     ) -> Self {
+        Self::build(pharmacy, generalist, Vec::new(), Vec::new(), change).await
+    }
+
+    /// Where pharmacy has a strong expert beside it, asked from a predicted gain of 0.5 on.
+    pub(crate) async fn with_strong(
+        pharmacy: &[Step],
+        strong: &Arc<ScriptedExpert>,
+        gains: &Arc<ScriptedGains>,
+        cascade: Option<f32>,
+    ) -> Self {
+        let part = PairPart {
+            pair: Pair {
+                strong: strong.id.to_string(),
+                weak: "pharmacy".to_owned(),
+                threshold: 0.5,
+            },
+            gains: gains.clone(),
+            cascade,
+        };
+        let generalist = [Step::Say("Ask them."), Step::End(Finish::Stop)];
+        Self::build(pharmacy, &generalist, vec![strong.clone()], vec![part], |_| {}).await
+    }
+
+    async fn build(
+        pharmacy: &[Step],
+        generalist: &[Step],
+        more: Vec<Arc<ScriptedExpert>>,
+        pairs: Vec<PairPart>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let (mut settings, directory) = settings();
         change(&mut settings);
         let pharmacy = ScriptedExpert::new("pharmacy", pharmacy);
         let generalist = ScriptedExpert::new("generalist", generalist);
+        let mut experts: Vec<Arc<dyn Expert>> = vec![pharmacy.clone(), generalist.clone()];
+        experts.extend(more.into_iter().map(|expert| expert as Arc<dyn Expert>));
         let decider = Arc::new(ScriptedDecider::default());
-        let metrics = Metrics::register(&prometheus::Registry::new(), &["pharmacy", "generalist"]).unwrap();
+        let names: Vec<&str> = experts.iter().map(|expert| expert.id().as_str()).collect();
+        let metrics = Metrics::register(&prometheus::Registry::new(), &names).unwrap();
         let parts = Parts {
-            experts: vec![pharmacy.clone(), generalist.clone()],
+            experts,
             decider: decider.clone(),
+            pairs,
             log: DecisionLog::open(&settings.log).unwrap(),
             metrics,
         };

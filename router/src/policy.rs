@@ -47,6 +47,12 @@ pub enum Reason {
     RouterFailed,
     /// The query is longer than the router's window: the decision rests on its head and its tail.
     Windowed,
+    /// Of a pair, the strong expert: its predicted gain is worth it.
+    Strong,
+    /// Of a pair, the weak expert: the strong one's predicted gain is not worth it, or it may not be asked.
+    Weak,
+    /// The weak expert of a pair was not sure of its answer: the strong one was asked.
+    Escalated,
 }
 
 /// What policy may choose from: the state of the experts at one moment.

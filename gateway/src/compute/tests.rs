@@ -45,6 +45,20 @@ impl Decider for Scripted {
     }
 }
 
+/// As many gains as a query has letters, in hundredths; fails on "bad".
+impl Gains for Scripted {
+    fn gains(&self, queries: &[&str]) -> Result<Vec<f32>, RouterError> {
+        self.route(
+            &queries
+                .iter()
+                .filter(|text| **text == "bad")
+                .copied()
+                .collect::<Vec<_>>(),
+        )?;
+        Ok(queries.iter().map(|text| text.len() as f32 / 100.0).collect())
+    }
+}
+
 fn start(limits: RouterLimits) -> (Arc<RouterThread>, Arc<Scripted>, std::sync::mpsc::Sender<()>) {
     let (open, gate) = std::sync::mpsc::channel();
     let scripted = Arc::new(Scripted {
@@ -54,7 +68,8 @@ fn start(limits: RouterLimits) -> (Arc<RouterThread>, Arc<Scripted>, std::sync::
     });
     let waiting = IntGauge::new("waiting", "waiting").unwrap();
     let batches = Histogram::with_opts(HistogramOpts::new("batches", "batches")).unwrap();
-    let thread = RouterThread::start(scripted.clone(), limits, waiting, batches).unwrap();
+    let thread =
+        RouterThread::start(scripted.clone(), vec![scripted.clone()], limits, waiting, batches).unwrap();
     (Arc::new(thread), scripted, open)
 }
 
@@ -144,4 +159,32 @@ async fn a_caller_that_went_away_is_not_routed() {
         "here"
     );
     assert_eq!(*scripted.batches.lock().unwrap(), [1, 1]);
+}
+
+#[tokio::test]
+async fn gains_are_predicted_beside_routings_and_fail_alone() {
+    let (thread, scripted, open) = start(RouterLimits {
+        queue_capacity: 8,
+        max_batch: 8,
+    });
+    let first = occupy(&thread, &scripted).await;
+    let calls = queue(&thread, &["a"]).await;
+    let gain = |pair, text: &str| {
+        let (caller, text) = (Arc::clone(&thread), text.to_owned());
+        tokio::spawn(async move { caller.gain(pair, text).await })
+    };
+    let gains = [gain(0, "four"), gain(0, "bad"), gain(1, "nobody's")];
+    while thread.waiting.get() < 4 {
+        tokio::task::yield_now().await;
+    }
+    open.send(()).unwrap();
+    first.await.unwrap().unwrap();
+    assert_eq!(
+        calls.into_iter().next().unwrap().await.unwrap().unwrap().expert(),
+        "a"
+    );
+    let [good, bad, nobody] = gains;
+    assert_eq!(good.await.unwrap(), Ok(0.04));
+    assert!(matches!(bad.await.unwrap(), Err(RouteError::Failed(text)) if text.contains("be good")));
+    assert!(matches!(nobody.await.unwrap(), Err(RouteError::Failed(text)) if text.contains("no pair 1")));
 }

@@ -24,6 +24,8 @@ pub struct Settings {
     pub policy: PolicySettings,
     /// Other experts asked when one fails before its first token.
     pub max_fallbacks: usize,
+    /// Pairs of a strong and a weak expert; no expert is in two.
+    pub pairs: Vec<PairSettings>,
     /// Who can answer, by id.
     pub experts: Vec<ExpertSettings>,
     /// The decision log.
@@ -84,6 +86,30 @@ pub struct RouterSettings {
     pub cache_capacity: u64,
     /// How long a decision is kept.
     pub cache_ttl: Duration,
+}
+
+/// A strong and a weak expert of one field.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairSettings {
+    /// The dear one.
+    pub strong: String,
+    /// The cheap one.
+    pub weak: String,
+    /// A trained gain model; `None` is the shipped one.
+    pub gain_model: Option<PathBuf>,
+    /// When the strong one answers.
+    pub threshold: PairThreshold,
+    /// The mean log-probability below which the strong one is asked after the weak one; `None`: no cascade.
+    pub cascade: Option<f32>,
+}
+
+/// When the strong expert of a pair answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PairThreshold {
+    /// For about this share of queries, 0 to 1.
+    Share(f64),
+    /// From this predicted gain on.
+    Gain(f32),
 }
 
 /// Somebody who can answer.

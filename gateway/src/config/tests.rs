@@ -1,5 +1,7 @@
 //! Layers, mistakes and secrets, through the public door.
 
+mod pairs;
+
 use super::*;
 use referral_experts::{ExpertKind, Residency};
 use std::time::Duration;

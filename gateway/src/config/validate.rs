@@ -4,6 +4,7 @@
 //! All mistakes are collected, so that one run of `referral config check` shows them all.
 
 mod experts;
+mod pairs;
 
 use super::check::suggestion;
 use super::layers::{KeyPath, Variables};
@@ -100,6 +101,7 @@ pub(super) fn validate(
             ));
         }
     }
+    let pairs = pairs::pairs(raw.policy.pairs, &experts, &mut problems);
     let log = log(raw.log, variables, &mut problems);
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&raw.telemetry.log_filter) {
         let message = format!(
@@ -122,6 +124,7 @@ pub(super) fn validate(
             allow_external: raw.policy.allow_external,
         },
         max_fallbacks: raw.policy.max_fallbacks,
+        pairs,
         experts,
         log,
         telemetry: TelemetrySettings {

@@ -1,6 +1,5 @@
 //! From the domain to the wire. The other way is validation: [`crate::pipeline`].
 
-use crate::metrics::expert_error_label;
 use crate::pipeline::{AnswerEnd, Decision};
 use referral_experts::{Expert, ExpertKind, Finish, Health, Modality, Residency};
 use referral_proto::v1;
@@ -29,13 +28,14 @@ pub fn decision_to_wire(decision: Decision) -> v1::Decision {
             .into_iter()
             .map(|failed| v1::Fallback {
                 expert: failed.expert,
-                error_kind: expert_error_label(failed.kind).to_owned(),
+                error_kind: failed.setback.as_str().to_owned(),
             })
             .collect(),
         router_version: decision.router_version,
         router_latency_us: micros(decision.router_latency),
         trace_id: decision.trace_id,
         in_scope: decision.in_scope,
+        gain: decision.gain,
     }
 }
 
@@ -52,6 +52,9 @@ fn reason_to_wire(reason: Reason) -> v1::Reason {
         Reason::Fallback => v1::Reason::Fallback,
         Reason::RouterFailed => v1::Reason::RouterFailed,
         Reason::Windowed => v1::Reason::Windowed,
+        Reason::Strong => v1::Reason::Strong,
+        Reason::Weak => v1::Reason::Weak,
+        Reason::Escalated => v1::Reason::Escalated,
     }
 }
 

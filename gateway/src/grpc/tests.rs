@@ -47,6 +47,7 @@ impl Served {
                 ScriptedExpert::new("generalist", GOOD),
             ],
             decider: Arc::new(ScriptedDecider::default()),
+            pairs: Vec::new(),
             log,
             metrics: gateway.metrics().clone(),
         };

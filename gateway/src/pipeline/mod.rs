@@ -9,7 +9,9 @@
 mod admission;
 mod answering;
 mod cache;
+mod cascade;
 mod deadline;
+mod deciding;
 mod decision;
 mod error;
 mod query;
@@ -27,7 +29,7 @@ pub use deadline::parse_grpc_timeout;
 pub use decision::{AnswerEnd, Decision, FailedAttempt};
 pub use error::GatewayError;
 
-use crate::compute::{Decider, RouterLimits, RouterThread};
+use crate::compute::{Decider, Gains, RouterLimits, RouterThread};
 use crate::config::{ServerSettings, Settings};
 use crate::log::{DecisionLog, Feedback, LogError};
 use crate::metrics::{Method, Metrics};
@@ -38,6 +40,7 @@ use query::{ValidComparison, ValidQuery};
 use referral_experts::{Expert, Health};
 use referral_proto::v1;
 use referral_router::policy::PolicySettings;
+use referral_router::policy::pair::Pair;
 use roster::Roster;
 use run::{Call, Run, Task};
 use std::sync::Arc;
@@ -58,10 +61,28 @@ pub struct Parts {
     pub experts: Vec<Arc<dyn Expert>>,
     /// Who decides.
     pub decider: Arc<dyn Decider>,
+    /// Pairs of a strong and a weak expert; no expert is in two.
+    pub pairs: Vec<PairPart>,
     /// Where decisions are kept.
     pub log: DecisionLog,
     /// What is measured.
     pub metrics: Metrics,
+}
+
+/// A strong and a weak expert, and how one of them is chosen.
+pub struct PairPart {
+    /// Who, and from which gain on the strong one.
+    pub pair: Pair,
+    /// Predicts the gain.
+    pub gains: Arc<dyn Gains>,
+    /// The mean log-probability below which the weak one's answer is not given, and the strong one asked.
+    pub cascade: Option<f32>,
+}
+
+/// A pair without its head, which the router's thread has.
+struct SettledPair {
+    pair: Pair,
+    cascade: Option<f32>,
 }
 
 /// The gateway behind its ports.
@@ -72,6 +93,7 @@ pub struct Pipeline {
     config_version: String,
     admission: Admission,
     router: RouterThread,
+    pairs: Vec<SettledPair>,
     cache: RoutingCache,
     roster: Roster,
     log: DecisionLog,
@@ -89,15 +111,29 @@ impl Pipeline {
         let Parts {
             experts,
             decider,
+            pairs,
             log,
             metrics,
         } = parts;
+        let mut gains = Vec::with_capacity(pairs.len());
+        let mut settled = Vec::with_capacity(pairs.len());
+        for PairPart {
+            pair,
+            gains: head,
+            cascade,
+        } in pairs
+        {
+            metrics.expect_pair(&pair.weak);
+            gains.push(head);
+            settled.push(SettledPair { pair, cascade });
+        }
         let limits = RouterLimits {
             queue_capacity: settings.router.queue_capacity,
             max_batch: ROUTER_BATCH,
         };
         let router = RouterThread::start(
             decider,
+            gains,
             limits,
             metrics.router_queue.clone(),
             metrics.router_batch.clone(),
@@ -120,6 +156,7 @@ impl Pipeline {
             config_version: settings.version.clone(),
             admission: Admission::new(limit, metrics.in_flight.clone()),
             router,
+            pairs: settled,
             cache,
             roster: Roster::new(experts),
             log,

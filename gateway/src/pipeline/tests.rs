@@ -1,5 +1,6 @@
 mod failures;
 mod limits;
+mod pairs;
 
 use super::*;
 use crate::log::DecisionStore;

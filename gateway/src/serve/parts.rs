@@ -1,17 +1,22 @@
 //! From settings to the parts of a pipeline: models, engines, router, experts, log. Blocking.
 
 use super::{ServeError, tokens};
-use crate::config::{AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, Provider, Settings};
+use crate::config::{
+    AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, PairSettings, PairThreshold, Provider,
+    Settings,
+};
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
-use crate::pipeline::Parts;
+use crate::pipeline::{PairPart, Parts};
 use referral_experts::local::{LocalDefaults, LocalExpert};
 use referral_experts::openai::{self, OpenAiExpert};
 use referral_experts::{Expert, shipped};
 use referral_lm::adapter::Adapter;
 use referral_lm::engine::Engine;
 use referral_lm::{LanguageModel, LmError, fetch};
-use referral_router::Router;
+use referral_router::cost::GainModel;
+use referral_router::policy::pair::Pair;
+use referral_router::{Router, RouterError};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +33,11 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
     }
     .map_err(|error| ServeError::Router(Box::new(error)))?;
     tokens::check(settings, router.experts())?;
+    let pairs = settings.pairs.iter().map(|pair| {
+        let model = known(&models, &settings.router.model)?.clone();
+        pair_part(pair, model).map_err(|error| ServeError::Router(Box::new(error)))
+    });
+    let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
     let mut workshop = Workshop {
         settings,
         models,
@@ -42,6 +52,7 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
     Ok(Parts {
         experts,
         decider: Arc::new(router),
+        pairs,
         log,
         metrics,
     })
@@ -78,6 +89,26 @@ fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeE
         models.insert(name.to_owned(), loaded);
     }
     Ok(models)
+}
+
+/// A pair with its head, which is read by the router's model.
+fn pair_part(settings: &PairSettings, model: LanguageModel) -> Result<PairPart, RouterError> {
+    let head = match &settings.gain_model {
+        Some(directory) => GainModel::load(directory, model),
+        None => GainModel::shipped(model),
+    }?;
+    Ok(PairPart {
+        pair: Pair {
+            strong: settings.strong.clone(),
+            weak: settings.weak.clone(),
+            threshold: match settings.threshold {
+                PairThreshold::Share(share) => head.threshold_for_share(share),
+                PairThreshold::Gain(gain) => gain,
+            },
+        },
+        gains: Arc::new(head),
+        cascade: settings.cascade,
+    })
 }
 
 fn known<'a>(

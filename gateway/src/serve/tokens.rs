@@ -2,10 +2,10 @@
 //!
 //! An expert without a functional token is never referred to, and queries for a token without an expert go to others:
 //! both look like a router that errs, so they are told at start-up, with what to do. The generalist needs no token:
-//! it answers where the router abstains.
+//! it answers where the router abstains. Of a pair of a strong and a weak expert, one needs a token.
 
 use super::ServeError;
-use crate::config::Settings;
+use crate::config::{ExpertSettings, Settings};
 use referral_experts::ExpertKind;
 
 /// Compares the configured experts with the router's tokens; warns instead of failing where that is allowed.
@@ -25,9 +25,21 @@ pub(super) fn check(settings: &Settings, tokens: &[String]) -> Result<(), ServeE
 
 fn faults(settings: &Settings, tokens: &[String]) -> Vec<String> {
     let experts = &settings.experts;
-    let without_token = experts.iter().filter(|expert| {
-        expert.kind != ExpertKind::Generalist && !tokens.iter().any(|t| t == expert.id.as_str())
-    });
+    let has_token = |id: &str| tokens.iter().any(|token| token == id);
+    let is_reached = |expert: &ExpertSettings| {
+        let id = expert.id.as_str();
+        let pair = settings
+            .pairs
+            .iter()
+            .find(|pair| pair.strong == id || pair.weak == id);
+        let by_pair = pair.is_some_and(|pair| {
+            [&pair.strong, &pair.weak]
+                .into_iter()
+                .any(|name| has_token(name) || *name == settings.policy.generalist)
+        });
+        expert.kind == ExpertKind::Generalist || has_token(id) || by_pair
+    };
+    let without_token = experts.iter().filter(|expert| !is_reached(expert));
     let without_expert = tokens
         .iter()
         .filter(|token| !experts.iter().any(|expert| expert.id.as_str() == token.as_str()));
@@ -51,6 +63,7 @@ fn faults(settings: &Settings, tokens: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{PairSettings, PairThreshold};
     use crate::scripted::settings;
 
     fn tokens(settings: &Settings) -> Vec<String> {
@@ -85,5 +98,26 @@ mod tests {
         }
         settings.router.allow_unmatched = true;
         assert!(check(&settings, &tokens).is_ok());
+    }
+
+    #[test]
+    fn of_a_pair_one_needs_a_token() {
+        let (mut settings, _directory) = settings();
+        let mut tokens = tokens(&settings);
+        let strong = tokens.remove(0);
+        let mut pair = PairSettings {
+            strong,
+            weak: tokens[0].clone(),
+            gain_model: None,
+            threshold: PairThreshold::Share(0.5),
+            cascade: None,
+        };
+        settings.pairs = vec![pair.clone()];
+        assert!(check(&settings, &tokens).is_ok());
+        pair.weak = settings.policy.generalist.clone();
+        settings.pairs = vec![pair];
+        assert!(check(&settings, &tokens).is_ok());
+        settings.pairs.clear();
+        assert!(check(&settings, &tokens).is_err());
     }
 }
