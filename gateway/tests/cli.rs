@@ -314,6 +314,7 @@ mod decisions {
             confidence: Some(0.9),
             in_scope: Some(0.8),
             gain: None,
+            path: Vec::new(),
             abstained: false,
             reasons: Vec::new(),
             fallbacks: Vec::new(),

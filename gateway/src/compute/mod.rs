@@ -3,7 +3,8 @@
 //! Routing is a forward pass: blocking arithmetic that no async worker may do. Queries wait in a
 //! bounded queue; the thread takes what waits, up to a batch, and routes it in one pass. A full queue
 //! refuses at once: waiting longer than the queue is deep helps nobody. Callers that went away are
-//! skipped. [`Decider`] is the seam: tests script it, the real one is [`referral_router::Router`].
+//! skipped. [`Decider`](referral_router::graph::Decider) is the seam: tests script it, the real one is
+//! [`referral_router::Router`]; a [`Graph`] of them is what the thread runs.
 //!
 //! What the strong expert of a pair would gain ([`Gains`]) is predicted on the same thread, by a pass of its own: the
 //! head reads deeper than the router does and without its adapter, so that there is nothing to share, and it is asked
@@ -14,32 +15,11 @@ mod tests;
 
 use prometheus::{Histogram, IntGauge};
 use referral_router::cost::GainModel;
-use referral_router::{Router, RouterError, Routing};
+use referral_router::graph::Descent;
+use referral_router::{Graph, RouterError};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
-
-/// Whoever turns queries into routings, blocking.
-pub trait Decider: Send + Sync + 'static {
-    /// Names of the experts it knows.
-    fn experts(&self) -> &[String];
-    /// Identifies its trained files.
-    fn version(&self) -> &str;
-    /// Routes a batch in one go; as many results as queries.
-    fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError>;
-}
-
-impl Decider for Router {
-    fn experts(&self) -> &[String] {
-        self.experts()
-    }
-    fn version(&self) -> &str {
-        self.version()
-    }
-    fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError> {
-        self.route(queries)
-    }
-}
 
 /// Whoever predicts what the strong expert of a pair gains over the weak one, blocking.
 pub trait Gains: Send + Sync + 'static {
@@ -80,7 +60,7 @@ type Reply<T> = oneshot::Sender<Result<T, RouteError>>;
 
 /// What is asked about a text, and who waits for it.
 enum Ask {
-    Routing(Reply<Routing>),
+    Routing(Reply<Descent>),
     /// Of the pair with this number.
     Gain(usize, Reply<f32>),
 }
@@ -103,7 +83,7 @@ impl Job {
 pub struct RouterThread {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<std::thread::JoinHandle<()>>,
-    decider: Arc<dyn Decider>,
+    graph: Arc<Graph>,
     waiting: IntGauge,
     capacity: usize,
 }
@@ -115,7 +95,7 @@ impl RouterThread {
     /// # Errors
     /// If the operating system gives no thread.
     pub fn start(
-        decider: Arc<dyn Decider>,
+        graph: Arc<Graph>,
         gains: Vec<Arc<dyn Gains>>,
         limits: RouterLimits,
         waiting: IntGauge,
@@ -124,7 +104,7 @@ impl RouterThread {
         let capacity = limits.queue_capacity.max(1);
         let (jobs, inbox) = mpsc::channel(capacity);
         let worker = Worker {
-            decider: Arc::clone(&decider),
+            graph: Arc::clone(&graph),
             gains,
             inbox,
             waiting: waiting.clone(),
@@ -136,27 +116,22 @@ impl RouterThread {
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
-            decider,
+            graph,
             waiting,
             capacity,
         })
     }
 
-    /// Identifies the trained files.
-    pub fn version(&self) -> &str {
-        self.decider.version()
-    }
-
-    /// Names of the experts it can refer to.
-    pub fn experts(&self) -> &[String] {
-        self.decider.experts()
+    /// The routers that it runs.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
     }
 
     /// Routes one query; dropping the future takes the query out of the queue.
     ///
     /// # Errors
     /// See [`RouteError`].
-    pub async fn route(&self, text: String) -> Result<Routing, RouteError> {
+    pub async fn route(&self, text: String) -> Result<Descent, RouteError> {
         self.ask(text, Ask::Routing).await
     }
 
@@ -199,7 +174,7 @@ impl Drop for RouterThread {
 }
 
 struct Worker {
-    decider: Arc<dyn Decider>,
+    graph: Arc<Graph>,
     gains: Vec<Arc<dyn Gains>>,
     inbox: mpsc::Receiver<Job>,
     waiting: IntGauge,
@@ -226,23 +201,12 @@ impl Worker {
             if !routings.is_empty() {
                 self.batches.observe(routings.len() as f64);
             }
-            answer(routings, |texts| some_expert_each(self.decider.route(texts)?));
+            answer(routings, |texts| self.graph.route(texts));
             for (asked, head) in gains.into_iter().zip(&self.gains) {
                 answer(asked, |texts| head.gains(texts));
             }
         }
     }
-}
-
-fn some_expert_each(routings: Vec<Routing>) -> Result<Vec<Routing>, RouterError> {
-    if routings.iter().all(|routing| !routing.probabilities.is_empty()) {
-        return Ok(routings);
-    }
-    Err(RouterError::Invalid {
-        field: "probabilities",
-        value: "none".to_owned(),
-        fix: "a router knows at least one expert".to_owned(),
-    })
 }
 
 fn give<T>(reply: Reply<T>, result: Result<T, RouteError>) {

@@ -18,8 +18,8 @@ pub use layers::{DEFAULTS, Variables};
 pub use schema::schema;
 pub use secret::Secret;
 pub use settings::{
-    AdapterSource, ExpertSettings, LocalSettings, LogSettings, ModelSettings, OpenAiSettings, PairSettings,
-    PairThreshold, Provider, RouterSettings, ServerSettings, Settings, TelemetrySettings,
+    AdapterSource, ExpertSettings, LocalSettings, LogSettings, ModelSettings, NodeSettings, OpenAiSettings,
+    PairSettings, PairThreshold, Provider, RouterSettings, ServerSettings, Settings, TelemetrySettings,
 };
 
 use std::path::Path;

@@ -171,6 +171,9 @@ pub(crate) struct RawPolicy {
     /// Other experts asked when one fails before its first token; 0 turns fallback off.
     #[schemars(range(min = 0, max = 8))]
     pub max_fallbacks: usize,
+    /// Routers that one query may pass, the top one among them, where experts are routers of their own.
+    #[schemars(range(min = 1, max = 8))]
+    pub max_depth: usize,
     /// Pairs of a strong and a weak expert of one field; no expert is in two.
     pub pairs: Vec<RawPair>,
 }
@@ -241,7 +244,7 @@ pub(crate) struct RawCascade {
     pub min_mean_log_probability: f32,
 }
 
-/// Somebody who can answer: exactly one of `local` and `openai`.
+/// Somebody who can answer, or a router that refers on: exactly one of `local`, `openai` and `router`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawExpert {
@@ -254,9 +257,26 @@ pub(crate) struct RawExpert {
     /// A server that speaks the OpenAI chat completions API (vLLM, SGLang, TGI, llama.cpp, Ollama, …).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub openai: Option<RawOpenAi>,
+    /// A router of its own, which refers on to experts of this configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<RawNode>,
     /// What a platform team wants to know of it.
     #[serde(default)]
     pub card: RawCard,
+}
+
+/// A router below the top one. It reads with the model under `router.model`, and its tokens are ids under `experts`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawNode {
+    /// A directory written by `referral train router`.
+    pub directory: String,
+    /// Who answers where it abstains: an id under `experts` that is no router.
+    pub otherwise: String,
+    /// Below this confidence it abstains; `null` is its own threshold.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1))]
+    pub min_confidence: Option<f32>,
 }
 
 /// What part an expert plays.

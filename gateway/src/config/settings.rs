@@ -24,6 +24,8 @@ pub struct Settings {
     pub policy: PolicySettings,
     /// Other experts asked when one fails before its first token.
     pub max_fallbacks: usize,
+    /// Routers that one query may pass, the top one among them.
+    pub max_depth: usize,
     /// Pairs of a strong and a weak expert; no expert is in two.
     pub pairs: Vec<PairSettings>,
     /// Who can answer, by id.
@@ -125,6 +127,13 @@ pub struct ExpertSettings {
     pub provider: Provider,
 }
 
+impl ExpertSettings {
+    /// Whether it answers, rather than refers on.
+    pub fn is_worker(&self) -> bool {
+        !matches!(self.provider, Provider::Router(_))
+    }
+}
+
 /// How an expert is reached.
 #[derive(Debug, Clone)]
 pub enum Provider {
@@ -132,6 +141,19 @@ pub enum Provider {
     Local(LocalSettings),
     /// An OpenAI-compatible server.
     OpenAi(OpenAiSettings),
+    /// Not at all: it is a router, which refers on.
+    Router(NodeSettings),
+}
+
+/// A router below the top one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeSettings {
+    /// Its trained files.
+    pub directory: PathBuf,
+    /// Who answers where it abstains; no router.
+    pub otherwise: String,
+    /// Overrides its own threshold of the confidence.
+    pub min_confidence: Option<f32>,
 }
 
 /// A model in this process as an expert.

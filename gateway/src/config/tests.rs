@@ -1,5 +1,6 @@
 //! Layers, mistakes and secrets, through the public door.
 
+mod graph;
 mod pairs;
 
 use super::*;

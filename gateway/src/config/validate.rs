@@ -66,6 +66,10 @@ pub(super) fn validate(
     };
     let generalist = &raw.policy.generalist;
     match experts.get(generalist) {
+        Some(expert) if expert.router.is_some() => problems.add(
+            &["policy", "generalist"],
+            format!("expert {generalist} is a router: name one that answers"),
+        ),
         Some(expert) if matches!(expert.kind, RawKind::Generalist) => {}
         Some(_) => problems.add(
             &["policy", "generalist"],
@@ -101,6 +105,7 @@ pub(super) fn validate(
             ));
         }
     }
+    experts::stand_ins(&experts, &mut problems);
     let pairs = pairs::pairs(raw.policy.pairs, &experts, &mut problems);
     let log = log(raw.log, variables, &mut problems);
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&raw.telemetry.log_filter) {
@@ -124,6 +129,7 @@ pub(super) fn validate(
             allow_external: raw.policy.allow_external,
         },
         max_fallbacks: raw.policy.max_fallbacks,
+        max_depth: raw.policy.max_depth,
         pairs,
         experts,
         log,

@@ -1,7 +1,7 @@
 //! From the domain to the wire. The other way is validation: [`crate::pipeline`].
 
 use crate::pipeline::{AnswerEnd, Decision};
-use referral_experts::{Expert, ExpertKind, Finish, Health, Modality, Residency};
+use referral_experts::{Card, ExpertId, ExpertKind, Finish, Health, Modality, Residency};
 use referral_proto::v1;
 use referral_router::policy::Reason;
 use std::time::Duration;
@@ -36,6 +36,7 @@ pub fn decision_to_wire(decision: Decision) -> v1::Decision {
         trace_id: decision.trace_id,
         in_scope: decision.in_scope,
         gain: decision.gain,
+        path: decision.path,
     }
 }
 
@@ -84,9 +85,12 @@ pub(super) fn finish_to_wire(finish: Finish) -> v1::FinishReason {
     }
 }
 
-pub(super) fn expert_to_wire(expert: &dyn Expert, health: Health, routable: bool) -> v1::Expert {
-    let card = expert.card();
-    let kind = match expert.kind() {
+pub(super) fn expert_to_wire(
+    (id, kind, card): (&ExpertId, ExpertKind, &Card),
+    health: Health,
+    routable: bool,
+) -> v1::Expert {
+    let kind = match kind {
         ExpertKind::Specialist => v1::ExpertKind::Specialist,
         ExpertKind::Generalist => v1::ExpertKind::Generalist,
         ExpertKind::Domain => v1::ExpertKind::Domain,
@@ -104,7 +108,7 @@ pub(super) fn expert_to_wire(expert: &dyn Expert, health: Health, routable: bool
         Health::Unavailable(why) => (false, why),
     };
     v1::Expert {
-        id: expert.id().to_string(),
+        id: id.to_string(),
         kind: kind.into(),
         model: card.model.clone(),
         licence: card.licence.clone(),

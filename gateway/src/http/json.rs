@@ -32,6 +32,7 @@ pub(crate) fn decision(decision: &v1::Decision) -> Value {
         "trace_id": decision.trace_id,
         "in_scope": decision.in_scope,
         "gain": decision.gain,
+        "path": decision.path,
     })
 }
 

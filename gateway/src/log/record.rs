@@ -31,6 +31,8 @@ pub struct DecisionRecord {
     pub in_scope: Option<f32>,
     /// Predicted gain of the strong expert over the weak one, if the choice fell on such a pair.
     pub gain: Option<f32>,
+    /// The names along which routers referred to the expert, itself the last; empty if the caller named it.
+    pub path: Vec<String>,
     /// Whether the router abstained.
     pub abstained: bool,
     /// Why, most important first.

@@ -11,6 +11,10 @@ const VERSION: i64 = 3;
 const ADDED: &[(i64, &str)] = &[
     (1, "ALTER TABLE decisions ADD COLUMN in_scope REAL"),
     (2, "ALTER TABLE decisions ADD COLUMN gain REAL"),
+    (
+        2,
+        "ALTER TABLE decisions ADD COLUMN path TEXT NOT NULL DEFAULT '[]'",
+    ),
 ];
 
 const TABLES: &str = "
@@ -41,7 +45,8 @@ CREATE TABLE decisions (
     error_kind TEXT,
     finish_reason TEXT,
     in_scope REAL,
-    gain REAL
+    gain REAL,
+    path TEXT NOT NULL DEFAULT '[]'
 ) STRICT;
 CREATE INDEX decisions_received ON decisions (received_us);
 CREATE TABLE feedback (

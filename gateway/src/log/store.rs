@@ -38,6 +38,8 @@ pub struct StoredDecision {
     pub in_scope: Option<f64>,
     /// Predicted gain of the strong expert over the weak one, if the choice fell on such a pair.
     pub gain: Option<f64>,
+    /// The names along which routers referred to the expert, itself the last.
+    pub path: Value,
     /// Probability by expert, likeliest first.
     pub probabilities: Value,
     /// Whether the router abstained.
@@ -178,6 +180,7 @@ fn decision(row: &Row<'_>) -> rusqlite::Result<StoredDecision> {
         confidence: row.get("confidence")?,
         in_scope: row.get("in_scope")?,
         gain: row.get("gain")?,
+        path: json("path")?,
         probabilities: json("probabilities")?,
         abstained: row.get("abstained")?,
         reasons: json("reasons")?,

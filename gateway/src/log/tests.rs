@@ -31,6 +31,7 @@ fn record(query: &str) -> DecisionRecord {
         confidence: Some(0.7),
         in_scope: Some(0.95),
         gain: Some(0.125),
+        path: vec!["cancer".to_owned(), "oncology".to_owned()],
         abstained: false,
         reasons: vec![Reason::Routed, Reason::Fallback],
         fallbacks: vec![FallbackRecord {
@@ -378,7 +379,7 @@ fn unusable_databases_are_refused_at_the_start() {
 
 #[test]
 fn a_log_of_an_older_version_is_brought_up_to_date() {
-    for (version, lacking) in [(1, &["in_scope", "gain"][..]), (2, &["gain"])] {
+    for (version, lacking) in [(1, &["in_scope", "gain", "path"][..]), (2, &["gain", "path"])] {
         let directory = tempfile::tempdir().unwrap();
         let settings = settings(directory.path());
         let log = DecisionLog::open(&settings).unwrap();
@@ -399,5 +400,7 @@ fn a_log_of_an_older_version_is_brought_up_to_date() {
         let rows = DecisionStore::open(&settings.path).unwrap().last(2).unwrap();
         assert_eq!((rows[0].gain, rows[1].gain), (None, Some(0.125)), "{version}");
         assert_eq!(rows[1].in_scope, Some(0.95));
+        assert_eq!(rows[0].path, serde_json::json!([]));
+        assert_eq!(rows[1].path, serde_json::json!(["cancer", "oncology"]));
     }
 }

@@ -267,7 +267,7 @@ fn insert(
         .collect();
     let mut statement = transaction.prepare_cached(
         "INSERT OR IGNORE INTO decisions VALUES
-         (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25,?26,?27)",
+         (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25,?26,?27,?28)",
     )?;
     statement.execute(params![
         record.id.to_string(),
@@ -301,6 +301,7 @@ fn insert(
         }),
         record.in_scope.map(shortest),
         record.gain.map(shortest),
+        json(&record.path),
     ])?;
     Ok(())
 }

@@ -35,6 +35,9 @@ const FIRST_TOKEN_SECONDS: &[f64] = &[
 const GAIN: &[f64] = &[
     -0.2, -0.1, 0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0,
 ];
+/// What became of a query that was routed.
+const REFERRED: &str = "referred";
+const ABSTAINED: &str = "abstained";
 const PROBABILITY: &[f64] = &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
 
 /// The gateway's metrics. Clones share the series.
@@ -53,6 +56,7 @@ pub struct Metrics {
     fallbacks: IntCounterVec,
     pairs: IntCounterVec,
     gain: HistogramVec,
+    descents: IntCounterVec,
     cache_hits: IntCounter,
     cache_misses: IntCounter,
     expert_ready: IntGaugeVec,
@@ -125,6 +129,11 @@ impl Metrics {
                 GAIN,
                 &["weak"],
             )?,
+            descents: on.counters(
+                "descents_total",
+                "Routed queries, by how many routers read them and by whether the last one referred or abstained",
+                &["depth", "outcome"],
+            )?,
             cache_hits: on.counter("cache_hits_total", "Queries whose routing was in the decision cache")?,
             cache_misses: on.counter("cache_misses_total", "Queries whose routing was not")?,
             expert_ready: on.gauges("expert_ready", "1 if the expert could be asked at the last check", &["expert"])?,
@@ -168,6 +177,15 @@ impl Metrics {
         }
         for kind in ErrorKind::ALL {
             self.errors.with_label_values(&[kind.as_str()]);
+        }
+    }
+
+    /// Puts the series of queries that at most `most` routers read at zero.
+    pub fn expect_depth(&self, most: usize) {
+        for depth in 1..=most {
+            for outcome in [REFERRED, ABSTAINED] {
+                self.descents.with_label_values(&[&depth.to_string(), outcome]);
+            }
         }
     }
 
@@ -244,6 +262,13 @@ impl Metrics {
     /// An expert was replaced before its first token.
     pub fn fallback(&self, from: &str, setback: Setback) {
         self.fallbacks.with_label_values(&[from, setback.as_str()]).inc();
+    }
+    /// A query was read by `depth` routers.
+    pub fn descent(&self, depth: usize, abstained: bool) {
+        let outcome = if abstained { ABSTAINED } else { REFERRED };
+        self.descents
+            .with_label_values(&[&depth.to_string(), outcome])
+            .inc();
     }
     /// One of a pair, named by its weak expert, answered.
     pub fn pair(&self, weak: &str, outcome: PairOutcome) {

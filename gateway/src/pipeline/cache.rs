@@ -7,22 +7,23 @@
 use crate::metrics::Metrics;
 use referral_router::Routing;
 use referral_router::dataset::normalise;
+use referral_router::graph::Descent;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// What is known of a query.
 pub(super) struct Known {
-    /// The router's word.
-    pub(super) routing: Routing,
+    /// The routers' word, from the top down.
+    pub(super) descent: Descent,
     /// The gain of each pair, once it was asked for.
     pub(super) gains: Box<[OnceLock<f32>]>,
 }
 
 impl Known {
-    /// A routing, with no gain of `pairs` pairs known yet.
-    pub(super) fn new(routing: Routing, pairs: usize) -> Self {
+    /// A descent, with no gain of `pairs` pairs known yet.
+    pub(super) fn new(descent: Descent, pairs: usize) -> Self {
         Self {
-            routing,
+            descent,
             gains: (0..pairs).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -97,7 +98,7 @@ pub(crate) fn cached_lookup(
     let cache = RoutingCache::new(1000, Duration::from_secs(600), router, "bench", metrics);
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
-        let known = Arc::new(Known::new(routing, 0));
+        let known = Arc::new(Known::new(routing.into(), 0));
         cache.put(cache.key(&normalise(query)), known).await;
         let mut times = Vec::with_capacity(count);
         for _ in 0..count {

@@ -47,7 +47,7 @@ impl Run {
             (Err(error), Some(held)) => {
                 tracing::warn!(decision = %self.call.id, %error, kind = ?error.kind, "the weak expert's answer stands");
                 self.fall_back(Setback::Failed(error.kind));
-                self.decision.expert = weak;
+                self.name(weak);
                 self.spent = None;
                 self.announce().await?;
                 self.release(held).await.map(Ok)

@@ -5,7 +5,7 @@ use super::cache::Known;
 use super::run::Run;
 use crate::compute::RouteError;
 use crate::metrics::ErrorKind;
-use referral_router::policy::{self, Candidate, Choice, Reason, pair};
+use referral_router::policy::{Candidate, Choice, Reason, pair};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -39,16 +39,18 @@ impl Run {
         };
         let pipeline = Arc::clone(&self.pipeline);
         let candidates = pipeline.roster.candidates();
-        let choice = policy::decide(
-            known.as_deref().map(|known| &known.routing),
+        let referral = pipeline.router.graph().decide(
+            known.as_deref().map(|known| &known.descent),
             requested.as_ref().map(|name| name.as_str()),
             &candidates,
             &pipeline.policy,
         )?;
+        let choice = referral.choice.clone();
         let choice = match known.as_deref() {
             Some(known) => self.settle(choice, known, &candidates).await?,
             None => choice,
         };
+        self.referral = requested.is_none().then_some(referral);
         let decision = &mut self.decision;
         decision.abstained = choice.abstained;
         decision.reasons = choice.reasons;
@@ -63,17 +65,28 @@ impl Run {
         }
         if let Some(known) = known {
             self.is_routed = true;
-            decision.confidence = known.routing.confidence;
-            decision.in_scope = Some(known.routing.in_scope);
-            decision.probabilities.clone_from(&known.routing.probabilities);
+            let descent = &known.descent;
+            pipeline.metrics.descent(descent.depth(), decision.abstained);
+            decision.confidence = descent.confidence();
+            decision.in_scope = Some(descent.routing.in_scope);
+            decision.probabilities.clone_from(&descent.routing.probabilities);
         }
         if let Some(first) = choice.order.first() {
-            decision.expert.clone_from(first);
+            self.name(first.clone());
         }
         Ok(Plan {
             cascade: self.least_log_probability(&choice.order),
             order: choice.order,
         })
+    }
+
+    /// Puts an expert into the decision, and the way to it.
+    pub(super) fn name(&mut self, expert: String) {
+        let referral = self.referral.as_ref();
+        self.decision.path = referral
+            .map(|referral| referral.path(&expert))
+            .unwrap_or_default();
+        self.decision.expert = expert;
     }
 
     /// What is known of the query, from the cache or from the router, and what is to be remarked about it.
@@ -90,8 +103,8 @@ impl Run {
         pipeline.metrics.routed(asked.elapsed());
         self.decision.router_latency = started.elapsed();
         match answer {
-            Ok(routing) => {
-                let known = Arc::new(Known::new(routing, pipeline.pairs.len()));
+            Ok(descent) => {
+                let known = Arc::new(Known::new(descent, pipeline.pairs.len()));
                 pipeline.cache.put(key, Arc::clone(&known)).await;
                 Ok((Some(known), None))
             }

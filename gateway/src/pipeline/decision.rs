@@ -22,7 +22,10 @@ pub struct Decision {
     pub id: Uuid,
     /// Who answers.
     pub expert: String,
-    /// The likeliest expert's calibrated probability; 0 if the router was not asked or failed.
+    /// The names along which routers referred to it, itself the last; empty if the caller named the expert.
+    pub path: Vec<String>,
+    /// The likeliest expert's calibrated probability, of several routers in a row the product; 0 if the router was not
+    /// asked or failed.
     pub confidence: f32,
     /// Probability that the query is anything for the experts; `None` if the router was not asked or failed.
     pub in_scope: Option<f32>,

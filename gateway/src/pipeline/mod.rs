@@ -29,7 +29,7 @@ pub use deadline::parse_grpc_timeout;
 pub use decision::{AnswerEnd, Decision, FailedAttempt};
 pub use error::GatewayError;
 
-use crate::compute::{Decider, Gains, RouterLimits, RouterThread};
+use crate::compute::{Gains, RouterLimits, RouterThread};
 use crate::config::{ServerSettings, Settings};
 use crate::log::{DecisionLog, Feedback, LogError};
 use crate::metrics::{Method, Metrics};
@@ -37,12 +37,14 @@ use admission::Admission;
 use cache::RoutingCache;
 use deadline::Deadline;
 use query::{ValidComparison, ValidQuery};
-use referral_experts::{Expert, Health};
+use referral_experts::{Card, Expert, ExpertId, ExpertKind, Health};
 use referral_proto::v1;
+use referral_router::Graph;
 use referral_router::policy::PolicySettings;
 use referral_router::policy::pair::Pair;
 use roster::Roster;
 use run::{Call, Run, Task};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -60,13 +62,25 @@ pub struct Parts {
     /// Who can answer.
     pub experts: Vec<Arc<dyn Expert>>,
     /// Who decides.
-    pub decider: Arc<dyn Decider>,
+    pub graph: Graph,
+    /// The experts that are routers of their own, in the graph.
+    pub nodes: Vec<RouterCard>,
     /// Pairs of a strong and a weak expert; no expert is in two.
     pub pairs: Vec<PairPart>,
     /// Where decisions are kept.
     pub log: DecisionLog,
     /// What is measured.
     pub metrics: Metrics,
+}
+
+/// What a platform team wants to know of an expert that is a router.
+pub struct RouterCard {
+    /// Its name.
+    pub id: ExpertId,
+    /// Its part.
+    pub kind: ExpertKind,
+    /// The rest; its model names the experts that it refers to.
+    pub card: Card,
 }
 
 /// A strong and a weak expert, and how one of them is chosen.
@@ -93,6 +107,8 @@ pub struct Pipeline {
     config_version: String,
     admission: Admission,
     router: RouterThread,
+    nodes: Vec<RouterCard>,
+    routable: BTreeSet<String>,
     pairs: Vec<SettledPair>,
     cache: RoutingCache,
     roster: Roster,
@@ -110,11 +126,14 @@ impl Pipeline {
     pub async fn start(settings: &Settings, parts: Parts) -> std::io::Result<Arc<Self>> {
         let Parts {
             experts,
-            decider,
+            graph,
+            nodes,
             pairs,
             log,
             metrics,
         } = parts;
+        metrics.expect_depth(settings.max_depth);
+        let routable = graph.reached().into_keys().collect();
         let mut gains = Vec::with_capacity(pairs.len());
         let mut settled = Vec::with_capacity(pairs.len());
         for PairPart {
@@ -132,7 +151,7 @@ impl Pipeline {
             max_batch: ROUTER_BATCH,
         };
         let router = RouterThread::start(
-            decider,
+            Arc::new(graph),
             gains,
             limits,
             metrics.router_queue.clone(),
@@ -141,7 +160,7 @@ impl Pipeline {
         let cache = RoutingCache::new(
             settings.router.cache_capacity,
             settings.router.cache_ttl,
-            router.version(),
+            router.graph().version(),
             &settings.version,
             metrics.clone(),
         );
@@ -156,6 +175,8 @@ impl Pipeline {
             config_version: settings.version.clone(),
             admission: Admission::new(limit, metrics.in_flight.clone()),
             router,
+            nodes,
+            routable,
             pairs: settled,
             cache,
             roster: Roster::new(experts),
@@ -214,7 +235,7 @@ impl Pipeline {
                 .iter()
                 .find(|name| self.roster.get(name.as_str()).is_none())
             {
-                return Err(GatewayError::UnknownExpert(unknown.to_string()));
+                return Err(self.unknown(unknown));
             }
             Ok(experts.map(|expert| {
                 let query = ValidQuery {
@@ -254,14 +275,30 @@ impl Pipeline {
         self.roster.iter()
     }
 
-    /// Whether the router can refer to the expert of this name.
-    pub fn is_routable(&self, name: &str) -> bool {
-        self.router.experts().iter().any(|known| known == name)
+    /// The experts that are routers of their own, each with its health: that of whom it refers to.
+    pub fn routers(&self) -> impl Iterator<Item = (&RouterCard, Health)> {
+        self.nodes.iter().map(|node| {
+            let below = self.router.graph().workers_below(node.id.as_str());
+            let is_ready = self
+                .roster
+                .iter()
+                .any(|(expert, health)| health == Health::Ready && below.contains(expert.id().as_str()));
+            let health = match is_ready {
+                true => Health::Ready,
+                false => Health::Unavailable("none of the experts that it refers to is ready".to_owned()),
+            };
+            (node, health)
+        })
     }
 
-    /// Identifies the router's trained files.
+    /// Whether a router can refer to the expert of this name.
+    pub fn is_routable(&self, name: &str) -> bool {
+        self.routable.contains(name)
+    }
+
+    /// Identifies the routers' trained files.
     pub fn router_version(&self) -> &str {
-        self.router.version()
+        self.router.graph().version()
     }
 
     /// What is measured.
@@ -337,10 +374,25 @@ impl Pipeline {
                 .as_ref()
                 .filter(|name| self.roster.get(name.as_str()).is_none())
             {
-                return Err(GatewayError::UnknownExpert(unknown.to_string()));
+                return Err(self.unknown(unknown));
             }
             Ok(self.spawn(self.call(&envelope), place, query, task))
         })
+    }
+
+    /// The error for a named expert that nobody can ask.
+    fn unknown(&self, name: &ExpertId) -> GatewayError {
+        match self.router.graph().node(name.as_str()) {
+            Some(node) => GatewayError::Invalid {
+                field: "expert",
+                value: name.to_string(),
+                fix: format!(
+                    "it is a router, which refers on instead of answering: name one of {}",
+                    node.decider.experts().join(", ")
+                ),
+            },
+            None => GatewayError::UnknownExpert(name.to_string()),
+        }
     }
 
     /// Counts a request that is refused before it has a task.

@@ -58,6 +58,7 @@ impl Run {
             confidence: self.is_routed.then_some(decision.confidence),
             in_scope: decision.in_scope,
             gain: decision.gain,
+            path: decision.path.clone(),
             abstained: decision.abstained,
             reasons: decision.reasons.clone(),
             fallbacks: decision

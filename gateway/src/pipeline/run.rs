@@ -7,6 +7,7 @@ use super::{AnswerEnd, Decision, Event, FailedAttempt, GatewayError, Pipeline, V
 use crate::metrics::{Method, Setback};
 use futures::StreamExt as _;
 use referral_experts::{AnswerStream, Chunk, ExpertError, ExpertErrorKind, Finish, TokenUsage};
+use referral_router::graph::Referral;
 use referral_router::policy::Reason;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -68,6 +69,8 @@ pub(super) struct Run {
     pub(super) decision: Decision,
     /// Whether the router gave probabilities.
     pub(super) is_routed: bool,
+    /// Whom the routers would have asked, and along which of them; `None` if the caller named the expert.
+    pub(super) referral: Option<Referral>,
     /// The pair whose gain was predicted, as a place in the pipeline's.
     pub(super) pair: Option<usize>,
     /// Tokens of a weak expert whose answer was not given.
@@ -94,11 +97,12 @@ impl Run {
             confidence: 0.0,
             in_scope: None,
             gain: None,
+            path: Vec::new(),
             probabilities: Vec::new(),
             abstained: false,
             reasons: Vec::new(),
             fallbacks: Vec::new(),
-            router_version: pipeline.router.version().to_owned(),
+            router_version: pipeline.router.graph().version().to_owned(),
             router_latency: Duration::ZERO,
             trace_id: call.trace_id.clone(),
         };
@@ -120,6 +124,7 @@ impl Run {
             place,
             decision,
             is_routed: false,
+            referral: None,
             pair: None,
             spent: None,
             announced: None,
@@ -152,7 +157,7 @@ impl Run {
         match self.task {
             Task::Route => {
                 let first = plan.order.into_iter().next();
-                self.decision.expert = first.ok_or(GatewayError::NobodyAvailable)?;
+                self.name(first.ok_or(GatewayError::NobodyAvailable)?);
                 Ok(None)
             }
             Task::Compare => {
@@ -264,7 +269,7 @@ impl Run {
             .get(&name)
             .cloned()
             .ok_or(GatewayError::NobodyAvailable)?;
-        self.decision.expert = name;
+        self.name(name);
         self.asked = Some(Instant::now());
         self.waiting.begin();
         let started = expert

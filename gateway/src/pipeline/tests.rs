@@ -1,4 +1,5 @@
 mod failures;
+mod graph;
 mod limits;
 mod pairs;
 

@@ -12,6 +12,11 @@ pub(super) fn pairs(
     experts: &[ExpertSettings],
     problems: &mut Problems,
 ) -> Vec<PairSettings> {
+    let workers: Vec<&str> = experts
+        .iter()
+        .filter(|expert| expert.is_worker())
+        .map(|expert| expert.id.as_str())
+        .collect();
     let mut seen: Vec<String> = Vec::new();
     let mut settled = Vec::with_capacity(raw.len());
     for (index, pair) in raw.into_iter().enumerate() {
@@ -20,10 +25,12 @@ pub(super) fn pairs(
         for (key, name) in [("strong", &pair.strong), ("weak", &pair.weak)] {
             let path = at(key);
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
-            if !experts.iter().any(|expert| expert.id.as_str() == name) {
-                let known: Vec<&str> = experts.iter().map(|expert| expert.id.as_str()).collect();
-                let hint = suggestion(name, &known);
-                problems.add(&path, format!("no expert is called {name:?}: {hint}"));
+            if !workers.contains(&name.as_str()) {
+                let hint = suggestion(name, &workers);
+                problems.add(
+                    &path,
+                    format!("no expert that answers is called {name:?}: {hint}"),
+                );
             } else if seen.contains(name) {
                 let message = if pair.strong == pair.weak {
                     format!("{name} is strong and weak at once: name two experts")
