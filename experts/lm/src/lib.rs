@@ -9,6 +9,7 @@
 //! | [`load`] | files to weights: GGUF, safetensors, quantisation and padding, device choice |
 //! | [`tokenize`] | the tokenizer and chat template that the file carries |
 //! | [`model`] | the decoder forward: ragged batches, KV cache, hidden states, adapters by row |
+//! | [`phi3`] | Phi-3, by candle-transformers: one sequence at a time |
 //! | [`adapter`] | low-rank adapters: file format, shapes, materialising |
 //! | [`engine`] | the scheduler: bounded queue, batching, streaming, cancellation |
 //! | [`sample`] | greedy, temperature, top-k, top-p; seeded |
@@ -22,6 +23,7 @@ mod exp;
 pub mod fetch;
 pub mod load;
 pub mod model;
+pub mod phi3;
 pub mod sample;
 pub mod tokenize;
 pub mod train;

@@ -4,7 +4,7 @@ use super::secret::Secret;
 use referral_experts::{Card, ExpertId, ExpertKind};
 use referral_lm::engine::EngineOptions;
 use referral_lm::fetch::ModelSpec;
-use referral_lm::load::LoadOptions;
+use referral_lm::load::{DeviceSpec, LoadOptions};
 use referral_router::policy::PolicySettings;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -76,6 +76,8 @@ pub struct ModelSettings {
 /// Who decides who answers.
 #[derive(Debug, Clone)]
 pub struct RouterSettings {
+    /// What kind of router it is.
+    pub backend: Backend,
     /// Key in [`Settings::models`].
     pub model: String,
     /// A trained router; `None` is the shipped one.
@@ -114,6 +116,26 @@ pub enum PairThreshold {
     Gain(f32),
 }
 
+/// What kind of router decides.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Backend {
+    /// A functional-token router of our own.
+    Functional,
+    /// The published Octopus v4.
+    OctopusV4(OctopusSettings),
+}
+
+/// The published Octopus v4.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OctopusSettings {
+    /// What to fetch.
+    pub spec: ModelSpec,
+    /// Where it runs.
+    pub device: DeviceSpec,
+    /// Whom its functions are mapped to, in their order.
+    pub experts: [String; 17],
+}
+
 /// Somebody who can answer.
 #[derive(Debug, Clone)]
 pub struct ExpertSettings {
@@ -125,6 +147,16 @@ pub struct ExpertSettings {
     pub card: Card,
     /// How it is reached.
     pub provider: Provider,
+}
+
+impl Settings {
+    /// Whether anything reads with the router's model.
+    pub fn needs_router_model(&self) -> bool {
+        let is_router = |expert: &ExpertSettings| !expert.is_worker();
+        self.router.backend == Backend::Functional
+            || !self.pairs.is_empty()
+            || self.experts.iter().any(is_router)
+    }
 }
 
 impl ExpertSettings {
