@@ -4,7 +4,7 @@ use crate::compute::Decider;
 use crate::config::{Settings, Variables};
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
-use crate::pipeline::{Parts, Pipeline};
+use crate::pipeline::{Parts, Pipeline, Reformatter};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use referral_experts::{
@@ -194,6 +194,20 @@ impl Decider for ScriptedDecider {
     }
 }
 
+/// Writes what a query says behind "as: ", hangs on "slow", fails on anything else.
+struct ScriptedReformatter;
+
+#[async_trait]
+impl Reformatter for ScriptedReformatter {
+    async fn write(&self, expert: &str, query: &str, _deadline: Instant) -> Option<String> {
+        if query.contains("slow") {
+            return futures::future::pending().await;
+        }
+        let (_, argument) = query.split_once("as: ")?;
+        Some(format!("{argument} ({expert})')"))
+    }
+}
+
 /// A pipeline of scripted parts.
 pub(crate) struct Bench {
     pub(crate) pipeline: Arc<Pipeline>,
@@ -232,6 +246,7 @@ impl Bench {
         let parts = Parts {
             experts: vec![pharmacy.clone(), generalist.clone()],
             decider: decider.clone(),
+            reformatter: Some(Arc::new(ScriptedReformatter)),
             log: DecisionLog::open(&settings.log).unwrap(),
             metrics,
         };

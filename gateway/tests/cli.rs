@@ -326,6 +326,8 @@ mod decisions {
             outcome: Outcome::Routed,
             error_kind: None,
             finish: None,
+            reformat: None,
+            reformatted: None,
         }
     }
 

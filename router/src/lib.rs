@@ -16,6 +16,7 @@ pub mod functional;
 mod lexical;
 pub mod plots;
 pub mod policy;
+pub mod reformat;
 mod scope;
 #[cfg(test)]
 mod tiny;

@@ -5,8 +5,11 @@
 //! refuses at once: waiting longer than the queue is deep helps nobody. Callers that went away are
 //! skipped. [`Decider`] is the seam: tests script it, the real one is [`referral_router::Router`].
 
+mod reformatter;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use reformatter::EngineReformatter;
 
 use prometheus::{Histogram, IntGauge};
 use referral_router::{Router, RouterError, Routing};

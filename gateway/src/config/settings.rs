@@ -1,6 +1,7 @@
 //! The validated configuration: immutable, typed, and all that the rest of the gateway sees of it.
 
 use super::secret::Secret;
+use crate::pipeline::ReformatSettings;
 use referral_experts::{Card, ExpertId, ExpertKind};
 use referral_lm::engine::EngineOptions;
 use referral_lm::fetch::ModelSpec;
@@ -84,6 +85,10 @@ pub struct RouterSettings {
     pub cache_capacity: u64,
     /// How long a decision is kept.
     pub cache_ttl: Duration,
+    /// Better words for the expert.
+    pub reformat: ReformatSettings,
+    /// The adapter that writes them; `None` is the shipped one.
+    pub reformat_adapter: Option<PathBuf>,
 }
 
 /// Somebody who can answer.

@@ -36,6 +36,11 @@ pub fn decision_to_wire(decision: Decision) -> v1::Decision {
         router_latency_us: micros(decision.router_latency),
         trace_id: decision.trace_id,
         in_scope: decision.in_scope,
+        reformat: decision.reformatted.map(|new| v1::Reformat {
+            outcome: new.outcome.as_str().to_owned(),
+            text: new.text,
+            latency_us: micros(new.latency),
+        }),
     }
 }
 

@@ -47,6 +47,7 @@ impl Served {
                 ScriptedExpert::new("generalist", GOOD),
             ],
             decider: Arc::new(ScriptedDecider::default()),
+            reformatter: None,
             log,
             metrics: gateway.metrics().clone(),
         };

@@ -19,6 +19,9 @@ pub(crate) fn decision(decision: &v1::Decision) -> Value {
         .reasons()
         .map(|reason| short_name(reason.as_str_name(), "REASON_"))
         .collect();
+    let reformat = decision.reformat.as_ref().map(|new| {
+        json!({"outcome": new.outcome, "text": new.text, "latency_us": new.latency_us})
+    });
     json!({
         "id": decision.id,
         "expert": decision.expert,
@@ -31,6 +34,7 @@ pub(crate) fn decision(decision: &v1::Decision) -> Value {
         "router_latency_us": decision.router_latency_us,
         "trace_id": decision.trace_id,
         "in_scope": decision.in_scope,
+        "reformat": reformat,
     })
 }
 

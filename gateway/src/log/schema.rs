@@ -6,9 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Version of the tables, kept in SQLite's `user_version`.
-const VERSION: i64 = 2;
-/// From version 1 to 2: what a new table has as its last column.
-const ADD_SCOPE: &str = "ALTER TABLE decisions ADD COLUMN in_scope REAL";
+const VERSION: i64 = 3;
+/// What brings a table to the next version, from version 1 on: new columns, at the end as in a new table.
+const UPDATES: [&str; 2] = [
+    "ALTER TABLE decisions ADD COLUMN in_scope REAL;",
+    "ALTER TABLE decisions ADD COLUMN reformat TEXT;
+     ALTER TABLE decisions ADD COLUMN reformatted TEXT;",
+];
 
 const TABLES: &str = "
 CREATE TABLE decisions (
@@ -37,7 +41,9 @@ CREATE TABLE decisions (
     outcome TEXT NOT NULL,
     error_kind TEXT,
     finish_reason TEXT,
-    in_scope REAL
+    in_scope REAL,
+    reformat TEXT,
+    reformatted TEXT
 ) STRICT;
 CREATE INDEX decisions_received ON decisions (received_us);
 CREATE TABLE feedback (
@@ -121,8 +127,11 @@ fn prepare(path: &Path) -> Result<Connection, Refusal> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     match user_version(&transaction)? {
         VERSION => {}
-        1 => {
-            transaction.execute_batch(ADD_SCOPE)?;
+        found @ 1..VERSION => {
+            let done = usize::try_from(found - 1).unwrap_or_default();
+            for update in UPDATES.iter().skip(done) {
+                transaction.execute_batch(update)?;
+            }
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         0 => {
@@ -148,8 +157,8 @@ fn version_message(found: i64) -> String {
     if found == 0 {
         return "it is no decision log. Set log.path to one".to_owned();
     }
-    if found == 1 {
-        return "its tables have version 1: start `referral serve` once to bring them up to date".to_owned();
+    if (1..VERSION).contains(&found) {
+        return format!("its tables have version {found}: start `referral serve` once to bring them up to date");
     }
     format!("its tables have version {found}, this build knows {VERSION}: use the referral that wrote it")
 }

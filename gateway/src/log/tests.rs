@@ -48,6 +48,8 @@ fn record(query: &str) -> DecisionRecord {
         mean_log_probability: Some(-0.25),
         outcome: Outcome::Answered,
         error_kind: None,
+        reformat: Some("accepted"),
+        reformatted: Some(format!("What about {query}?")),
         finish: Some(Finish::Stop),
     }
 }
@@ -382,11 +384,15 @@ fn a_log_of_the_first_version_is_brought_up_to_date() {
     std::fs::create_dir_all(settings.path.parent().unwrap()).unwrap();
     drop(DecisionLog::open(&settings).unwrap());
     let old = rusqlite::Connection::open(&settings.path).unwrap();
-    old.execute_batch("ALTER TABLE decisions DROP COLUMN in_scope; PRAGMA user_version = 1")
-        .unwrap();
+    for column in ["reformatted", "reformat", "in_scope"] {
+        old.execute_batch(&format!("ALTER TABLE decisions DROP COLUMN {column}"))
+            .unwrap();
+    }
+    old.pragma_update(None, "user_version", 1).unwrap();
     drop(old);
     let refusal = DecisionStore::open(&settings.path).err().unwrap().to_string();
     assert!(refusal.contains("referral serve"), "{refusal}");
     drop(DecisionLog::open(&settings).unwrap());
-    assert!(DecisionStore::open(&settings.path).is_ok());
+    let store = DecisionStore::open(&settings.path).unwrap();
+    assert!(store.last(1).unwrap().is_empty());
 }

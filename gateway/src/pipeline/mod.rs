@@ -14,6 +14,7 @@ mod decision;
 mod error;
 mod query;
 mod record;
+mod reformat;
 mod roster;
 mod run;
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub use answering::{Answering, Envelope, Event, Whole};
 pub use deadline::parse_grpc_timeout;
 pub use decision::{AnswerEnd, Decision, FailedAttempt};
 pub use error::GatewayError;
+pub use reformat::{ReformatSettings, Reformatted, Reformatter};
 
 use crate::compute::{Decider, RouterLimits, RouterThread};
 use crate::config::{ServerSettings, Settings};
@@ -50,7 +52,7 @@ use uuid::Uuid;
 /// Pieces of an answer that may wait for the client to read.
 const UNREAD: usize = 32;
 /// Queries routed in one forward pass.
-const ROUTER_BATCH: usize = 8;
+const ROUTER_BATCH: usize = 16;
 
 /// What a pipeline is made of.
 pub struct Parts {
@@ -58,6 +60,8 @@ pub struct Parts {
     pub experts: Vec<Arc<dyn Expert>>,
     /// Who decides.
     pub decider: Arc<dyn Decider>,
+    /// Who puts queries in better words, if anybody does.
+    pub reformatter: Option<Arc<dyn Reformatter>>,
     /// Where decisions are kept.
     pub log: DecisionLog,
     /// What is measured.
@@ -69,6 +73,8 @@ pub struct Pipeline {
     server: ServerSettings,
     policy: PolicySettings,
     max_fallbacks: usize,
+    reformat: ReformatSettings,
+    reformatter: Option<Arc<dyn Reformatter>>,
     config_version: String,
     admission: Admission,
     router: RouterThread,
@@ -89,6 +95,7 @@ impl Pipeline {
         let Parts {
             experts,
             decider,
+            reformatter,
             log,
             metrics,
         } = parts;
@@ -117,6 +124,8 @@ impl Pipeline {
             server: settings.server.clone(),
             policy: settings.policy.clone(),
             max_fallbacks: settings.max_fallbacks,
+            reformat: settings.router.reformat.clone(),
+            reformatter,
             config_version: settings.version.clone(),
             admission: Admission::new(limit, metrics.in_flight.clone()),
             router,

@@ -96,6 +96,7 @@ impl Run {
             router_version: pipeline.router.version().to_owned(),
             router_latency: Duration::ZERO,
             trace_id: call.trace_id.clone(),
+            reformatted: None,
         };
         let query = ValidQuery {
             ask: referral_experts::Query {
@@ -142,6 +143,9 @@ impl Run {
 
     async fn drive(&mut self) -> Result<Option<AnswerEnd>, GatewayError> {
         let order = self.decide().await?;
+        self.waiting.begin();
+        self.reformat(order.first()).await;
+        self.waiting.end();
         match self.task {
             Task::Route => {
                 order
@@ -266,11 +270,12 @@ impl Run {
             .get(&name)
             .cloned()
             .ok_or(GatewayError::NobodyAvailable)?;
+        let question = self.question(&name);
         self.decision.expert = name;
         self.asked = Some(Instant::now());
         self.waiting.begin();
         let started = expert
-            .answer(self.query.ask.clone(), self.call.deadline.at().into_std())
+            .answer(question, self.call.deadline.at().into_std())
             .await;
         self.waiting.end();
         let mut pieces = match started {

@@ -1,5 +1,6 @@
 mod failures;
 mod limits;
+mod reformat;
 
 use super::*;
 use crate::log::DecisionStore;

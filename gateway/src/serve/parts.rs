@@ -1,10 +1,13 @@
 //! From settings to the parts of a pipeline: models, engines, router, experts, log. Blocking.
 
 use super::{ServeError, tokens};
-use crate::config::{AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, Provider, Settings};
+use crate::compute::EngineReformatter;
+use crate::config::{
+    AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, Provider, ReformatMode, Settings,
+};
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
-use crate::pipeline::Parts;
+use crate::pipeline::{Parts, Reformatter};
 use referral_experts::local::{LocalDefaults, LocalExpert};
 use referral_experts::openai::{self, OpenAiExpert};
 use referral_experts::{Expert, shipped};
@@ -12,6 +15,7 @@ use referral_lm::adapter::Adapter;
 use referral_lm::engine::Engine;
 use referral_lm::{LanguageModel, LmError, fetch};
 use referral_router::Router;
+use referral_router::reformat;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,9 +43,14 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
     for expert in &settings.experts {
         experts.push(workshop.expert(expert)?);
     }
+    let reformatter = match settings.router.reformat.mode {
+        ReformatMode::Never => None,
+        _ => Some(workshop.reformatter()?),
+    };
     Ok(Parts {
         experts,
         decider: Arc::new(router),
+        reformatter,
         log,
         metrics,
     })
@@ -140,6 +149,18 @@ impl Workshop<'_> {
         )
         .map(|expert| Arc::new(expert) as Arc<dyn Expert>)
         .map_err(|error| failed(settings, error))
+    }
+
+    fn reformatter(&mut self) -> Result<Arc<dyn Reformatter>, ServeError> {
+        let router = &self.settings.router;
+        let base = known(&self.models, &router.model)?;
+        let adapter = match &router.reformat_adapter {
+            Some(path) => Adapter::load(path, base),
+            None => Adapter::from_bytes(reformat::SHIPPED_ADAPTER, base),
+        }
+        .map_err(|error| ServeError::Reformat(Box::new(error)))?;
+        let engine = self.engine(&router.model)?;
+        Ok(Arc::new(EngineReformatter::new(engine, Arc::new(adapter))))
     }
 
     fn engine(&mut self, model: &str) -> Result<Engine, ServeError> {
