@@ -1,17 +1,19 @@
 //! Scripted experts and a scripted router, for tests of whatever lies around them.
 
-use crate::compute::Decider;
+use crate::compute::Gains;
 use crate::config::{Settings, Variables};
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
-use crate::pipeline::{Parts, Pipeline, Reformatter};
+use crate::pipeline::{PairPart, Parts, Pipeline, Reformatter, RouterCard};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use referral_experts::{
     AnswerStream, Card, Chunk, Expert, ExpertError, ExpertErrorKind, ExpertId, ExpertKind, Finish, Health,
     Modality, Query, Residency, TokenUsage,
 };
-use referral_router::{RouterError, Routing};
+use referral_router::graph::{Decider, Node};
+use referral_router::policy::pair::Pair;
+use referral_router::{Graph, RouterError, Routing};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -208,6 +210,65 @@ impl Reformatter for ScriptedReformatter {
     }
 }
 
+/// A router below: refers "… lung …" to lung with 0.8, the rest to breast, and abstains on "… unclear …".
+pub(crate) struct ScriptedNode;
+
+impl Decider for ScriptedNode {
+    fn experts(&self) -> &[String] {
+        static NAMES: std::sync::LazyLock<Vec<String>> =
+            std::sync::LazyLock::new(|| vec!["breast".to_owned(), "lung".to_owned()]);
+        &NAMES
+    }
+    fn version(&self) -> &str {
+        "scripted-2"
+    }
+    fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError> {
+        let routing = |query: &&str| {
+            let abstained = query.contains("unclear");
+            let confidence = if abstained { 0.6 } else { 0.8 };
+            let (first, second) = if query.contains("lung") {
+                ("lung", "breast")
+            } else {
+                ("breast", "lung")
+            };
+            Routing {
+                probabilities: vec![
+                    (first.to_owned(), confidence),
+                    (second.to_owned(), 1.0 - confidence),
+                ],
+                confidence,
+                in_scope: 0.9,
+                out_of_scope: false,
+                abstained,
+                windowed: false,
+                latency: Duration::from_micros(3),
+            }
+        };
+        Ok(queries.iter().map(routing).collect())
+    }
+}
+
+/// Predicts a gain of 0.75 for "… hard …", fails on "… odd …", and 0 for the rest.
+#[derive(Default)]
+pub(crate) struct ScriptedGains {
+    pub(crate) asked: AtomicUsize,
+}
+
+impl Gains for ScriptedGains {
+    fn gains(&self, queries: &[&str]) -> Result<Vec<f32>, RouterError> {
+        self.asked.fetch_add(queries.len(), Ordering::SeqCst);
+        if queries.iter().any(|query| query.contains("odd")) {
+            return Err(RouterError::Invalid {
+                field: "query",
+                value: "odd".into(),
+                fix: "make it even".into(),
+            });
+        }
+        let gain = |query: &&str| if query.contains("hard") { 0.75 } else { 0.0 };
+        Ok(queries.iter().map(gain).collect())
+    }
+}
+
 /// A pipeline of scripted parts.
 pub(crate) struct Bench {
     pub(crate) pipeline: Arc<Pipeline>,
@@ -237,15 +298,90 @@ impl Bench {
         generalist: &[Step],
         change: impl FnOnce(&mut Settings),
     ) -> Self {
+        Self::build(
+            pharmacy,
+            generalist,
+            Vec::new(),
+            Vec::new(),
+            |decider| Graph::single(decider),
+            change,
+        )
+        .await
+    }
+
+    /// Where pharmacy has a strong expert beside it, asked from a predicted gain of 0.5 on.
+    pub(crate) async fn with_strong(
+        pharmacy: &[Step],
+        strong: &Arc<ScriptedExpert>,
+        gains: &Arc<ScriptedGains>,
+        cascade: Option<f32>,
+    ) -> Self {
+        let part = PairPart {
+            pair: Pair {
+                strong: strong.id.to_string(),
+                weak: "pharmacy".to_owned(),
+                threshold: 0.5,
+            },
+            gains: gains.clone(),
+            cascade,
+        };
+        let generalist = [Step::Say("Ask them."), Step::End(Finish::Stop)];
+        Self::build(
+            pharmacy,
+            &generalist,
+            vec![strong.clone()],
+            vec![part],
+            |decider| Graph::single(decider),
+            |_| {},
+        )
+        .await
+    }
+
+    /// Where oncology is a router of breast and lung, with pharmacy as its stand-in.
+    pub(crate) async fn with_node(workers: &[Arc<ScriptedExpert>]) -> Self {
+        let good = [Step::Say("Ask them."), Step::End(Finish::Stop)];
+        let node = Node {
+            name: "oncology".to_owned(),
+            decider: Arc::new(ScriptedNode),
+            otherwise: "pharmacy".to_owned(),
+            min_confidence: None,
+        };
+        let graph = |top| Graph::new(top, None, vec![node], 2).unwrap();
+        Self::build(&good, &good, workers.to_vec(), Vec::new(), graph, |_| {}).await
+    }
+
+    async fn build(
+        pharmacy: &[Step],
+        generalist: &[Step],
+        more: Vec<Arc<ScriptedExpert>>,
+        pairs: Vec<PairPart>,
+        graph: impl FnOnce(Arc<dyn Decider>) -> Graph,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let (mut settings, directory) = settings();
         change(&mut settings);
         let pharmacy = ScriptedExpert::new("pharmacy", pharmacy);
         let generalist = ScriptedExpert::new("generalist", generalist);
+        let mut experts: Vec<Arc<dyn Expert>> = vec![pharmacy.clone(), generalist.clone()];
+        experts.extend(more.into_iter().map(|expert| expert as Arc<dyn Expert>));
         let decider = Arc::new(ScriptedDecider::default());
-        let metrics = Metrics::register(&prometheus::Registry::new(), &["pharmacy", "generalist"]).unwrap();
+        let graph = graph(decider.clone());
+        let graph_nodes = graph.nodes().map(|node| RouterCard {
+            id: ExpertId::try_from(node.name.as_str()).unwrap(),
+            kind: ExpertKind::Specialist,
+            card: Card {
+                model: "router: breast, lung".into(),
+                ..pharmacy.card.clone()
+            },
+        });
+        let graph_nodes = graph_nodes.collect();
+        let names: Vec<&str> = experts.iter().map(|expert| expert.id().as_str()).collect();
+        let metrics = Metrics::register(&prometheus::Registry::new(), &names).unwrap();
         let parts = Parts {
-            experts: vec![pharmacy.clone(), generalist.clone()],
-            decider: decider.clone(),
+            experts,
+            graph,
+            nodes: graph_nodes,
+            pairs,
             reformatter: Some(Arc::new(ScriptedReformatter)),
             log: DecisionLog::open(&settings.log).unwrap(),
             metrics,

@@ -313,6 +313,8 @@ mod decisions {
             probabilities: vec![(expert.to_owned(), 1.0)],
             confidence: Some(0.9),
             in_scope: Some(0.8),
+            gain: None,
+            path: Vec::new(),
             abstained: false,
             reasons: Vec::new(),
             fallbacks: Vec::new(),

@@ -27,9 +27,9 @@ pub const RUNNER_UP_RATIO: f32 = 0.5;
 pub enum Reason {
     /// The router's likeliest expert.
     Routed,
-    /// In scope, but the confidence was below the threshold: the generalist answers.
+    /// In scope, but the confidence was below the threshold: the generalist answers, or the router node's stand-in.
     Abstained,
-    /// The query is nothing that the experts are for: the generalist answers.
+    /// The query is nothing that the experts are for: the generalist answers, or the router node's stand-in.
     OutOfScope,
     /// The caller named the expert.
     Requested,
@@ -47,6 +47,12 @@ pub enum Reason {
     RouterFailed,
     /// The query is longer than the router's window: the decision rests on its head and its tail.
     Windowed,
+    /// Of a pair, the strong expert: its predicted gain is worth it.
+    Strong,
+    /// Of a pair, the weak expert: the strong one's predicted gain is not worth it, or it may not be asked.
+    Weak,
+    /// The weak expert of a pair was not sure of its answer: the strong one was asked.
+    Escalated,
 }
 
 /// What policy may choose from: the state of the experts at one moment.
@@ -117,7 +123,7 @@ pub fn decide(
         (name, Reason::Requested, vec![name, generalist])
     } else {
         match routing
-            .filter(|routing| !abstains(routing, settings))
+            .filter(|routing| !abstains(routing, settings.min_confidence))
             .and_then(|routing| routing.probabilities.first())
         {
             None => {
@@ -179,10 +185,10 @@ pub fn decide(
     })
 }
 
-/// Whether the router abstains under these settings.
-fn abstains(routing: &Routing, settings: &PolicySettings) -> bool {
+/// Whether the router abstains, with its own threshold of the confidence or with `min_confidence` in its place.
+pub(crate) fn abstains(routing: &Routing, min_confidence: Option<f32>) -> bool {
     let is_unsure = |least| routing.out_of_scope || routing.confidence < least;
-    settings.min_confidence.map_or(routing.abstained, is_unsure)
+    min_confidence.map_or(routing.abstained, is_unsure)
 }
 
 /// Why an expert may not answer; `None` if it may.

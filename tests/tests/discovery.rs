@@ -76,7 +76,8 @@ async fn health_serves_only_when_the_models_are_loaded() -> anyhow::Result<()> {
 /// Every metric that a dashboard or an alert names exists in a scrape of the real gateway.
 #[tokio::test]
 async fn dashboards_name_only_metrics_that_exist() -> anyhow::Result<()> {
-    let gateway = Gateway::start("").await?;
+    let pair = "{ strong: clinical_reasoning, weak: general_medicine, threshold: { share: 0.5 } }";
+    let gateway = Gateway::start(&format!("policy: {{ pairs: [{pair}] }}\n")).await?;
     let scrape = gateway.metrics().await?;
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../dashboards");
     let mut named = BTreeSet::new();

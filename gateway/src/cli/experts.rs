@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
 struct Row {
     id: String,
     kind: &'static str,
-    /// `local` or `openai`; a running gateway does not say.
+    /// `local`, `openai` or `router`; a running gateway says of a router only, in its model.
     #[serde(skip_serializing_if = "Option::is_none")]
     provider: Option<&'static str>,
     model: String,
@@ -137,6 +137,7 @@ fn from_settings(expert: &ExpertSettings) -> Row {
         provider: Some(match expert.provider {
             Provider::Local(_) => "local",
             Provider::OpenAi(_) => "openai",
+            Provider::Router(_) => "router",
         }),
         model: expert.card.model.clone(),
         licence: expert.card.licence.clone(),

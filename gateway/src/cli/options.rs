@@ -5,10 +5,11 @@ use crate::config::{self, ConfigError, Loaded, ModelSettings, Settings};
 use clap::Args;
 use referral_lm::LanguageModel;
 use referral_lm::fetch::{ModelSpec, Source, fetch};
-use referral_router::Router;
 use referral_router::cost::GainModel;
 use referral_router::dataset::{Fields, LabelMap};
+use referral_router::{Graph, Router};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where the configuration is.
 #[derive(Debug, Clone, Args)]
@@ -105,7 +106,17 @@ impl RouterOptions {
 
     /// Loads the router and its model.
     pub(crate) fn load(&self, settings: &Settings) -> Result<Router, Failure> {
+        self.load_with(settings, self.model.load(settings)?)
+    }
+
+    /// Loads the router, and those below it by the configuration.
+    pub(crate) fn load_graph(&self, settings: &Settings) -> Result<Graph, Failure> {
         let model = self.model.load(settings)?;
+        let top = self.load_with(settings, model.clone())?;
+        Ok(crate::serve::graph(settings, Arc::new(top), &model)?)
+    }
+
+    fn load_with(&self, settings: &Settings, model: LanguageModel) -> Result<Router, Failure> {
         Ok(
             match self.router.as_ref().or(settings.router.directory.as_ref()) {
                 Some(directory) => Router::load(directory, model)?,

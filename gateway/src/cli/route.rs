@@ -5,16 +5,20 @@ use super::failure::Failure;
 use super::options::{ConfigOptions, QueryField, RouterOptions};
 use super::output::stdout;
 use clap::Args;
+use referral_router::Graph;
 use referral_router::dataset::{Query, Reader};
-use referral_router::{Router, Routing};
+use referral_router::graph::Descent;
 use serde::{Serialize, Serializer};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Each line of the output: id, expert (the likeliest; the generalist answers where abstained is true),
 confidence, in_scope (probability that the query is anything for these experts), out_of_scope, abstained,
-windowed (the query is longer than what the router reads), probabilities by expert, latency_us.
+windowed (the query is longer than what the router reads), probabilities by expert, latency_us. Where experts of the
+configuration are routers of their own, they are followed: path is then the way to the expert, confidence the product
+along it, abstained the last router's word, and the rest the top router's.
 
 Example:
   echo '{\"id\": 1, \"query\": \"Is metformin safe with an eGFR of 28?\"}' > queries.jsonl
@@ -40,6 +44,8 @@ pub(crate) struct Arguments {
 #[derive(Serialize)]
 struct Line<'a> {
     id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<Vec<String>>,
     expert: &'a str,
     confidence: f32,
     in_scope: f32,
@@ -57,22 +63,22 @@ pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
     let queries = Reader::<Query>::open_as(&arguments.input, &arguments.field.fields())?;
     let settings = config.load()?.settings;
     let Some(path) = &arguments.output else {
-        let router = arguments.router.load(&settings)?;
+        let router = arguments.router.load_graph(&settings)?;
         return route(&router, queries, &mut BufWriter::new(stdout()));
     };
     let named = |error| Failure::new(format!("cannot write {}: {error}", path.display()));
     let mut file = BufWriter::new(std::fs::File::create(path).map_err(named)?);
-    let router = arguments.router.load(&settings)?;
+    let router = arguments.router.load_graph(&settings)?;
     route(&router, queries, &mut file)
 }
 
 /// One query a forward pass, as a gateway would meet them, so that latencies mean something.
-fn route(router: &Router, queries: Reader<Query>, out: &mut dyn Write) -> Result<(), Failure> {
+fn route(router: &Graph, queries: Reader<Query>, out: &mut dyn Write) -> Result<(), Failure> {
     let bar = counter("queries routed")?;
     for query in queries {
         let query = query?;
-        for routing in router.route(&[query.query.as_str()])? {
-            serde_json::to_writer(&mut *out, &line(&query.id, &routing)).map_err(std::io::Error::from)?;
+        for descent in router.route(&[query.query.as_str()])? {
+            serde_json::to_writer(&mut *out, &line(&query.id, &descent)).map_err(std::io::Error::from)?;
             writeln!(out)?;
         }
         bar.inc(1);
@@ -81,17 +87,21 @@ fn route(router: &Router, queries: Reader<Query>, out: &mut dyn Write) -> Result
     Ok(out.flush()?)
 }
 
-fn line<'a>(id: &'a str, routing: &'a Routing) -> Line<'a> {
+fn line<'a>(id: &'a str, descent: &'a Descent) -> Line<'a> {
+    let routing = &descent.routing;
+    let below = descent.below.iter().map(|hop| hop.routing.latency);
+    let latency: Duration = [routing.latency].into_iter().chain(below).sum();
     Line {
         id,
-        expert: routing.expert(),
-        confidence: routing.confidence,
+        path: (descent.depth() > 1).then(|| descent.path()),
+        expert: descent.last().expert(),
+        confidence: descent.confidence(),
         in_scope: routing.in_scope,
         out_of_scope: routing.out_of_scope,
-        abstained: routing.abstained,
+        abstained: descent.last().abstained,
         windowed: routing.windowed,
         probabilities: &routing.probabilities,
-        latency_us: u64::try_from(routing.latency.as_micros()).unwrap_or(u64::MAX),
+        latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
     }
 }
 
@@ -102,7 +112,8 @@ fn as_map<S: Serializer>(pairs: &&[(String, f32)], serializer: S) -> Result<S::O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use referral_router::Routing;
+    use referral_router::graph::Hop;
 
     #[test]
     fn a_line_holds_what_is_promised() {
@@ -119,6 +130,22 @@ mod tests {
             r#"{"id":"7","expert":"b","confidence":0.9,"in_scope":0.75,"out_of_scope":false,"abstained":false,"windowed":false,"#,
             r#""probabilities":{"b":0.9,"a":0.1},"latency_us":1500}"#
         );
-        assert_eq!(serde_json::to_string(&line("7", &routing)).unwrap(), expected);
+        let mut descent = Descent::from(routing);
+        assert_eq!(serde_json::to_string(&line("7", &descent)).unwrap(), expected);
+        let below = Routing {
+            probabilities: vec![("c".to_owned(), 0.5)],
+            confidence: 0.5,
+            abstained: true,
+            ..descent.routing.clone()
+        };
+        descent.below.push(Hop {
+            node: "b".to_owned(),
+            routing: below,
+        });
+        let line = serde_json::to_value(line("7", &descent)).unwrap();
+        assert_eq!(line["path"], serde_json::json!(["b", "c"]));
+        assert_eq!((&line["expert"], &line["abstained"]), (&"c".into(), &true.into()));
+        assert_eq!(line["confidence"], 0.45f32);
+        assert_eq!(line["latency_us"], 3_000);
     }
 }

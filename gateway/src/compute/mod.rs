@@ -3,7 +3,12 @@
 //! Routing is a forward pass: blocking arithmetic that no async worker may do. Queries wait in a
 //! bounded queue; the thread takes what waits, up to a batch, and routes it in one pass. A full queue
 //! refuses at once: waiting longer than the queue is deep helps nobody. Callers that went away are
-//! skipped. [`Decider`] is the seam: tests script it, the real one is [`referral_router::Router`].
+//! skipped. [`Decider`](referral_router::graph::Decider) is the seam: tests script it, the real one is
+//! [`referral_router::Router`]; a [`Graph`] of them is what the thread runs.
+//!
+//! What the strong expert of a pair would gain ([`Gains`]) is predicted on the same thread, by a pass of its own: the
+//! head reads deeper than the router does and without its adapter, so that there is nothing to share, and it is asked
+//! only about the queries that fell on a pair.
 
 mod reformatter;
 #[cfg(test)]
@@ -12,30 +17,22 @@ mod tests;
 pub(crate) use reformatter::EngineReformatter;
 
 use prometheus::{Histogram, IntGauge};
-use referral_router::{Router, RouterError, Routing};
+use referral_router::cost::GainModel;
+use referral_router::graph::Descent;
+use referral_router::{Graph, RouterError};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
-/// Whoever turns queries into routings, blocking.
-pub trait Decider: Send + Sync + 'static {
-    /// Names of the experts it knows.
-    fn experts(&self) -> &[String];
-    /// Identifies its trained files.
-    fn version(&self) -> &str;
-    /// Routes a batch in one go; as many results as queries.
-    fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError>;
+/// Whoever predicts what the strong expert of a pair gains over the weak one, blocking.
+pub trait Gains: Send + Sync + 'static {
+    /// `P(strong right) - P(weak right)`, -1 to 1; as many as queries.
+    fn gains(&self, queries: &[&str]) -> Result<Vec<f32>, RouterError>;
 }
 
-impl Decider for Router {
-    fn experts(&self) -> &[String] {
-        self.experts()
-    }
-    fn version(&self) -> &str {
-        self.version()
-    }
-    fn route(&self, queries: &[&str]) -> Result<Vec<Routing>, RouterError> {
-        self.route(queries)
+impl Gains for GainModel {
+    fn gains(&self, queries: &[&str]) -> Result<Vec<f32>, RouterError> {
+        self.gains(queries)
     }
 }
 
@@ -62,27 +59,47 @@ pub enum RouteError {
     Failed(String),
 }
 
+type Reply<T> = oneshot::Sender<Result<T, RouteError>>;
+
+/// What is asked about a text, and who waits for it.
+enum Ask {
+    Routing(Reply<Descent>),
+    /// Of the pair with this number.
+    Gain(usize, Reply<f32>),
+}
+
 struct Job {
     text: String,
-    reply: oneshot::Sender<Result<Routing, RouteError>>,
+    ask: Ask,
+}
+
+impl Job {
+    fn is_abandoned(&self) -> bool {
+        match &self.ask {
+            Ask::Routing(reply) => reply.is_closed(),
+            Ask::Gain(_, reply) => reply.is_closed(),
+        }
+    }
 }
 
 /// The thread's handle. Dropping it ends the thread after the pass in hand.
 pub struct RouterThread {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<std::thread::JoinHandle<()>>,
-    decider: Arc<dyn Decider>,
+    graph: Arc<Graph>,
     waiting: IntGauge,
     capacity: usize,
 }
 
 impl RouterThread {
-    /// Starts the thread; `waiting` shows the queue's depth and `batches` the sizes of the passes.
+    /// Starts the thread; `gains` are those of the pairs, in order; `waiting` shows the queue's depth and `batches` how
+    /// many queries are routed in a pass.
     ///
     /// # Errors
     /// If the operating system gives no thread.
     pub fn start(
-        decider: Arc<dyn Decider>,
+        graph: Arc<Graph>,
+        gains: Vec<Arc<dyn Gains>>,
         limits: RouterLimits,
         waiting: IntGauge,
         batches: Histogram,
@@ -90,7 +107,8 @@ impl RouterThread {
         let capacity = limits.queue_capacity.max(1);
         let (jobs, inbox) = mpsc::channel(capacity);
         let worker = Worker {
-            decider: Arc::clone(&decider),
+            graph: Arc::clone(&graph),
+            gains,
             inbox,
             waiting: waiting.clone(),
             batches,
@@ -101,32 +119,40 @@ impl RouterThread {
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
-            decider,
+            graph,
             waiting,
             capacity,
         })
     }
 
-    /// Identifies the trained files.
-    pub fn version(&self) -> &str {
-        self.decider.version()
-    }
-
-    /// Names of the experts it can refer to.
-    pub fn experts(&self) -> &[String] {
-        self.decider.experts()
+    /// The routers that it runs.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
     }
 
     /// Routes one query; dropping the future takes the query out of the queue.
     ///
     /// # Errors
     /// See [`RouteError`].
-    pub async fn route(&self, text: String) -> Result<Routing, RouteError> {
+    pub async fn route(&self, text: String) -> Result<Descent, RouteError> {
+        self.ask(text, Ask::Routing).await
+    }
+
+    /// Predicts the gain of pair `pair` on one query.
+    ///
+    /// # Errors
+    /// See [`RouteError`].
+    pub async fn gain(&self, pair: usize, text: String) -> Result<f32, RouteError> {
+        self.ask(text, |reply| Ask::Gain(pair, reply)).await
+    }
+
+    async fn ask<T>(&self, text: String, ask: impl FnOnce(Reply<T>) -> Ask) -> Result<T, RouteError> {
         let (reply, answer) = oneshot::channel();
+        let ask = ask(reply);
         let stopped = || RouteError::Failed("its thread has ended".to_owned());
         let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
         self.waiting.inc();
-        jobs.try_send(Job { text, reply }).map_err(|error| {
+        jobs.try_send(Job { text, ask }).map_err(|error| {
             self.waiting.dec();
             match error {
                 mpsc::error::TrySendError::Full(_) => RouteError::QueueFull {
@@ -151,7 +177,8 @@ impl Drop for RouterThread {
 }
 
 struct Worker {
-    decider: Arc<dyn Decider>,
+    graph: Arc<Graph>,
+    gains: Vec<Arc<dyn Gains>>,
     inbox: mpsc::Receiver<Job>,
     waiting: IntGauge,
     batches: Histogram,
@@ -162,51 +189,74 @@ impl Worker {
         let mut batch = Vec::with_capacity(max_batch);
         while self.inbox.blocking_recv_many(&mut batch, max_batch) > 0 {
             self.waiting.sub(i64::try_from(batch.len()).unwrap_or(i64::MAX));
-            batch.retain(|job| !job.reply.is_closed());
-            if batch.is_empty() {
-                continue;
+            batch.retain(|job| !job.is_abandoned());
+            let mut routings = Vec::new();
+            let mut gains: Vec<Vec<_>> = self.gains.iter().map(|_| Vec::new()).collect();
+            for Job { text, ask } in batch.drain(..) {
+                match ask {
+                    Ask::Routing(reply) => routings.push((text, reply)),
+                    Ask::Gain(pair, reply) => match gains.get_mut(pair) {
+                        Some(of_pair) => of_pair.push((text, reply)),
+                        None => give(reply, Err(RouteError::Failed(format!("there is no pair {pair}")))),
+                    },
+                }
             }
-            self.batches.observe(batch.len() as f64);
-            let texts: Vec<&str> = batch.iter().map(|job| job.text.as_str()).collect();
-            let results = self.route_each(&texts);
-            for (job, result) in batch.drain(..).zip(results) {
-                // A caller that went away meanwhile does not want its result.
-                let _gone = job.reply.send(result);
+            if !routings.is_empty() {
+                self.batches.observe(routings.len() as f64);
+            }
+            answer(routings, |texts| self.graph.route(texts));
+            for (asked, head) in gains.into_iter().zip(&self.gains) {
+                answer(asked, |texts| head.gains(texts));
             }
         }
     }
+}
 
-    /// One pass; if a batch fails, each query alone, so that one bad query cannot fail its neighbours.
-    fn route_each(&self, texts: &[&str]) -> Vec<Result<Routing, RouteError>> {
-        match self.pass(texts) {
-            Ok(routings) => routings.into_iter().map(Ok).collect(),
-            Err(error) if texts.len() == 1 => vec![Err(error)],
-            Err(_) => texts
-                .iter()
-                .map(|text| {
-                    let alone = self.pass(&[text])?;
-                    alone
-                        .into_iter()
-                        .next()
-                        .ok_or_else(|| RouteError::Failed("it returned nothing".to_owned()))
-                })
-                .collect(),
-        }
+fn give<T>(reply: Reply<T>, result: Result<T, RouteError>) {
+    // A caller that went away meanwhile does not want its result.
+    let _gone = reply.send(result);
+}
+
+/// One pass; if a batch fails, each query alone, so that one bad query cannot fail its neighbours.
+fn answer<T>(asked: Vec<(String, Reply<T>)>, compute: impl Fn(&[&str]) -> Result<Vec<T>, RouterError>) {
+    if asked.is_empty() {
+        return;
     }
+    let texts: Vec<&str> = asked.iter().map(|(text, _)| text.as_str()).collect();
+    let results: Vec<Result<T, RouteError>> = match pass(&texts, &compute) {
+        Ok(results) => results.into_iter().map(Ok).collect(),
+        Err(error) if texts.len() == 1 => vec![Err(error)],
+        Err(_) => texts
+            .iter()
+            .map(|text| {
+                let alone = pass(&[text], &compute)?;
+                alone
+                    .into_iter()
+                    .next()
+                    .ok_or_else(|| RouteError::Failed("it returned nothing".to_owned()))
+            })
+            .collect(),
+    };
+    for ((_, reply), result) in asked.into_iter().zip(results) {
+        give(reply, result);
+    }
+}
 
-    fn pass(&self, texts: &[&str]) -> Result<Vec<Routing>, RouteError> {
-        // The thread serves everybody: a panic in the arithmetic costs one batch, not the router.
-        let routings = std::panic::catch_unwind(AssertUnwindSafe(|| self.decider.route(texts)))
-            .map_err(|_| RouteError::Failed("it panicked".to_owned()))?
-            .map_err(|error| RouteError::Failed(error.to_string()))?;
-        if routings.len() == texts.len() && routings.iter().all(|routing| !routing.probabilities.is_empty()) {
-            Ok(routings)
-        } else {
-            Err(RouteError::Failed(format!(
-                "it returned {} routings for {} queries",
-                routings.len(),
-                texts.len()
-            )))
-        }
+fn pass<T>(
+    texts: &[&str],
+    compute: impl Fn(&[&str]) -> Result<Vec<T>, RouterError>,
+) -> Result<Vec<T>, RouteError> {
+    // The thread serves everybody: a panic in the arithmetic costs one batch, not the router.
+    let results = std::panic::catch_unwind(AssertUnwindSafe(|| compute(texts)))
+        .map_err(|_| RouteError::Failed("it panicked".to_owned()))?
+        .map_err(|error| RouteError::Failed(error.to_string()))?;
+    if results.len() == texts.len() {
+        Ok(results)
+    } else {
+        Err(RouteError::Failed(format!(
+            "it returned {} results for {} queries",
+            results.len(),
+            texts.len()
+        )))
     }
 }

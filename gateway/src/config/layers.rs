@@ -198,12 +198,12 @@ fn merge(below: &mut Value, above: Value, depth: usize, in_catalogue: bool) {
 }
 
 fn changes_provider(below: Option<&Value>, above: &Value) -> bool {
-    let has = |entry: &Value, provider: &str| entry.get(provider).is_some_and(|value| !value.is_null());
-    below.is_some_and(|below| {
-        [("local", "openai"), ("openai", "local")]
-            .iter()
-            .any(|(old, new)| has(below, old) && has(above, new))
-    })
+    let provider = |entry: &Value| {
+        let is_given = |provider: &&str| entry.get(provider).is_some_and(|value| !value.is_null());
+        ["local", "openai", "router"].into_iter().find(is_given)
+    };
+    let (old, new) = (below.and_then(provider), provider(above));
+    old.is_some() && new.is_some() && old != new
 }
 
 /// Names of variables cannot hold `-` or `.`: `_` stands for them if that names a key which is there.

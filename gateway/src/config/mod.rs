@@ -19,8 +19,8 @@ pub use raw::ReformatMode;
 pub use schema::schema;
 pub use secret::Secret;
 pub use settings::{
-    AdapterSource, ExpertSettings, LocalSettings, LogSettings, ModelSettings, OpenAiSettings, Provider,
-    RouterSettings, ServerSettings, Settings, TelemetrySettings,
+    AdapterSource, ExpertSettings, LocalSettings, LogSettings, ModelSettings, NodeSettings, OpenAiSettings,
+    PairSettings, PairThreshold, Provider, RouterSettings, ServerSettings, Settings, TelemetrySettings,
 };
 
 use std::path::Path;

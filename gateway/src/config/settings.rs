@@ -25,6 +25,10 @@ pub struct Settings {
     pub policy: PolicySettings,
     /// Other experts asked when one fails before its first token.
     pub max_fallbacks: usize,
+    /// Routers that one query may pass, the top one among them.
+    pub max_depth: usize,
+    /// Pairs of a strong and a weak expert; no expert is in two.
+    pub pairs: Vec<PairSettings>,
     /// Who can answer, by id.
     pub experts: Vec<ExpertSettings>,
     /// The decision log.
@@ -91,6 +95,30 @@ pub struct RouterSettings {
     pub reformat_adapter: Option<PathBuf>,
 }
 
+/// A strong and a weak expert of one field.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairSettings {
+    /// The dear one.
+    pub strong: String,
+    /// The cheap one.
+    pub weak: String,
+    /// A trained gain model; `None` is the shipped one.
+    pub gain_model: Option<PathBuf>,
+    /// When the strong one answers.
+    pub threshold: PairThreshold,
+    /// The mean log-probability below which the strong one is asked after the weak one; `None`: no cascade.
+    pub cascade: Option<f32>,
+}
+
+/// When the strong expert of a pair answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PairThreshold {
+    /// For about this share of queries, 0 to 1.
+    Share(f64),
+    /// From this predicted gain on.
+    Gain(f32),
+}
+
 /// Somebody who can answer.
 #[derive(Debug, Clone)]
 pub struct ExpertSettings {
@@ -104,6 +132,13 @@ pub struct ExpertSettings {
     pub provider: Provider,
 }
 
+impl ExpertSettings {
+    /// Whether it answers, rather than refers on.
+    pub fn is_worker(&self) -> bool {
+        !matches!(self.provider, Provider::Router(_))
+    }
+}
+
 /// How an expert is reached.
 #[derive(Debug, Clone)]
 pub enum Provider {
@@ -111,6 +146,19 @@ pub enum Provider {
     Local(LocalSettings),
     /// An OpenAI-compatible server.
     OpenAi(OpenAiSettings),
+    /// Not at all: it is a router, which refers on.
+    Router(NodeSettings),
+}
+
+/// A router below the top one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeSettings {
+    /// Its trained files.
+    pub directory: PathBuf,
+    /// Who answers where it abstains; no router.
+    pub otherwise: String,
+    /// Overrides its own threshold of the confidence.
+    pub min_confidence: Option<f32>,
 }
 
 /// A model in this process as an expert.

@@ -1,5 +1,8 @@
 //! Layers, mistakes and secrets, through the public door.
 
+mod graph;
+mod pairs;
+
 use super::*;
 use referral_experts::{ExpertKind, Residency};
 use std::time::Duration;

@@ -4,6 +4,7 @@
 //! All mistakes are collected, so that one run of `referral config check` shows them all.
 
 mod experts;
+mod pairs;
 
 use super::check::suggestion;
 use super::layers::{KeyPath, Variables};
@@ -77,6 +78,10 @@ pub(super) fn validate(
     };
     let generalist = &raw.policy.generalist;
     match experts.get(generalist) {
+        Some(expert) if expert.router.is_some() => problems.add(
+            &["policy", "generalist"],
+            format!("expert {generalist} is a router: name one that answers"),
+        ),
         Some(expert) if matches!(expert.kind, RawKind::Generalist) => {}
         Some(_) => problems.add(
             &["policy", "generalist"],
@@ -112,6 +117,8 @@ pub(super) fn validate(
             ));
         }
     }
+    experts::stand_ins(&experts, &mut problems);
+    let pairs = pairs::pairs(raw.policy.pairs, &experts, &mut problems);
     let log = log(raw.log, variables, &mut problems);
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&raw.telemetry.log_filter) {
         let message = format!(
@@ -134,6 +141,8 @@ pub(super) fn validate(
             allow_external: raw.policy.allow_external,
         },
         max_fallbacks: raw.policy.max_fallbacks,
+        max_depth: raw.policy.max_depth,
+        pairs,
         experts,
         log,
         telemetry: TelemetrySettings {

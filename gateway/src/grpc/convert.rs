@@ -1,8 +1,7 @@
 //! From the domain to the wire. The other way is validation: [`crate::pipeline`].
 
-use crate::metrics::expert_error_label;
 use crate::pipeline::{AnswerEnd, Decision};
-use referral_experts::{Expert, ExpertKind, Finish, Health, Modality, Residency};
+use referral_experts::{Card, ExpertId, ExpertKind, Finish, Health, Modality, Residency};
 use referral_proto::v1;
 use referral_router::policy::Reason;
 use std::time::Duration;
@@ -29,13 +28,15 @@ pub fn decision_to_wire(decision: Decision) -> v1::Decision {
             .into_iter()
             .map(|failed| v1::Fallback {
                 expert: failed.expert,
-                error_kind: expert_error_label(failed.kind).to_owned(),
+                error_kind: failed.setback.as_str().to_owned(),
             })
             .collect(),
         router_version: decision.router_version,
         router_latency_us: micros(decision.router_latency),
         trace_id: decision.trace_id,
         in_scope: decision.in_scope,
+        gain: decision.gain,
+        path: decision.path,
         reformat: decision.reformatted.map(|new| v1::Reformat {
             outcome: new.outcome.as_str().to_owned(),
             text: new.text,
@@ -57,6 +58,9 @@ fn reason_to_wire(reason: Reason) -> v1::Reason {
         Reason::Fallback => v1::Reason::Fallback,
         Reason::RouterFailed => v1::Reason::RouterFailed,
         Reason::Windowed => v1::Reason::Windowed,
+        Reason::Strong => v1::Reason::Strong,
+        Reason::Weak => v1::Reason::Weak,
+        Reason::Escalated => v1::Reason::Escalated,
     }
 }
 
@@ -86,9 +90,12 @@ pub(super) fn finish_to_wire(finish: Finish) -> v1::FinishReason {
     }
 }
 
-pub(super) fn expert_to_wire(expert: &dyn Expert, health: Health, routable: bool) -> v1::Expert {
-    let card = expert.card();
-    let kind = match expert.kind() {
+pub(super) fn expert_to_wire(
+    (id, kind, card): (&ExpertId, ExpertKind, &Card),
+    health: Health,
+    routable: bool,
+) -> v1::Expert {
+    let kind = match kind {
         ExpertKind::Specialist => v1::ExpertKind::Specialist,
         ExpertKind::Generalist => v1::ExpertKind::Generalist,
         ExpertKind::Domain => v1::ExpertKind::Domain,
@@ -106,7 +113,7 @@ pub(super) fn expert_to_wire(expert: &dyn Expert, health: Health, routable: bool
         Health::Unavailable(why) => (false, why),
     };
     v1::Expert {
-        id: expert.id().to_string(),
+        id: id.to_string(),
         kind: kind.into(),
         model: card.model.clone(),
         licence: card.licence.clone(),

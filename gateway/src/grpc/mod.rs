@@ -155,9 +155,14 @@ impl ReferralService for Service {
     ) -> Result<Response<v1::ListExpertsResponse>, Status> {
         let (pipeline, _) = self.open(Method::ListExperts, &request)?;
         let wire = |(expert, health): (&Arc<dyn referral_experts::Expert>, _)| {
-            convert::expert_to_wire(&**expert, health, pipeline.is_routable(expert.id().as_str()))
+            let shown = (expert.id(), expert.kind(), expert.card());
+            convert::expert_to_wire(shown, health, pipeline.is_routable(expert.id().as_str()))
         };
-        let experts = pipeline.experts().map(wire).collect();
+        let routers = pipeline.routers().map(|(router, health)| {
+            let shown = (&router.id, router.kind, &router.card);
+            convert::expert_to_wire(shown, health, pipeline.is_routable(router.id.as_str()))
+        });
+        let experts = pipeline.experts().map(wire).chain(routers).collect();
         pipeline.count(Method::ListExperts, None);
         Ok(Response::new(v1::ListExpertsResponse {
             experts,

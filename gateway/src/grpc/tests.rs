@@ -8,6 +8,7 @@ use referral_experts::{ExpertErrorKind, Finish};
 use referral_proto::v1;
 use referral_proto::v1::generate_stream_response::Event;
 use referral_proto::v1::referral_service_client::ReferralServiceClient;
+use referral_router::Graph;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -46,7 +47,9 @@ impl Served {
                 ScriptedExpert::new("pharmacy", pharmacy),
                 ScriptedExpert::new("generalist", GOOD),
             ],
-            decider: Arc::new(ScriptedDecider::default()),
+            graph: Graph::single(Arc::new(ScriptedDecider::default())),
+            nodes: Vec::new(),
+            pairs: Vec::new(),
             reformatter: None,
             log,
             metrics: gateway.metrics().clone(),

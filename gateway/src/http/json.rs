@@ -34,6 +34,8 @@ pub(crate) fn decision(decision: &v1::Decision) -> Value {
         "router_latency_us": decision.router_latency_us,
         "trace_id": decision.trace_id,
         "in_scope": decision.in_scope,
+        "gain": decision.gain,
+        "path": decision.path,
         "reformat": reformat,
     })
 }

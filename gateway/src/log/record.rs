@@ -29,11 +29,15 @@ pub struct DecisionRecord {
     pub confidence: Option<f32>,
     /// Probability that the query is anything for the experts, if the router was asked.
     pub in_scope: Option<f32>,
+    /// Predicted gain of the strong expert over the weak one, if the choice fell on such a pair.
+    pub gain: Option<f32>,
+    /// The names along which routers referred to the expert, itself the last; empty if the caller named it.
+    pub path: Vec<String>,
     /// Whether the router abstained.
     pub abstained: bool,
     /// Why, most important first.
     pub reasons: Vec<Reason>,
-    /// Experts that failed before their first token.
+    /// Experts that were asked and gave no text.
     pub fallbacks: Vec<FallbackRecord>,
     /// Digest of the router's files.
     pub router_version: String,
@@ -61,12 +65,12 @@ pub struct DecisionRecord {
     pub reformatted: Option<String>,
 }
 
-/// An expert that failed before its first token.
+/// An expert that was asked and gave no text.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct FallbackRecord {
     /// Who.
     pub expert: String,
-    /// How, of a closed set.
+    /// Why, of a closed set.
     pub error_kind: &'static str,
 }
 

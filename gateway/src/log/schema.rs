@@ -7,11 +7,16 @@ use std::time::Duration;
 
 /// Version of the tables, kept in SQLite's `user_version`.
 const VERSION: i64 = 3;
-/// What brings a table to the next version, from version 1 on: new columns, at the end as in a new table.
-const UPDATES: [&str; 2] = [
-    "ALTER TABLE decisions ADD COLUMN in_scope REAL;",
-    "ALTER TABLE decisions ADD COLUMN reformat TEXT;
-     ALTER TABLE decisions ADD COLUMN reformatted TEXT;",
+/// What a table of that version lacks, in the order in which a new table has it as its last columns.
+const ADDED: &[(i64, &str)] = &[
+    (1, "ALTER TABLE decisions ADD COLUMN in_scope REAL"),
+    (2, "ALTER TABLE decisions ADD COLUMN gain REAL"),
+    (
+        2,
+        "ALTER TABLE decisions ADD COLUMN path TEXT NOT NULL DEFAULT '[]'",
+    ),
+    (2, "ALTER TABLE decisions ADD COLUMN reformat TEXT"),
+    (2, "ALTER TABLE decisions ADD COLUMN reformatted TEXT"),
 ];
 
 const TABLES: &str = "
@@ -42,6 +47,8 @@ CREATE TABLE decisions (
     error_kind TEXT,
     finish_reason TEXT,
     in_scope REAL,
+    gain REAL,
+    path TEXT NOT NULL DEFAULT '[]',
     reformat TEXT,
     reformatted TEXT
 ) STRICT;
@@ -127,10 +134,9 @@ fn prepare(path: &Path) -> Result<Connection, Refusal> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     match user_version(&transaction)? {
         VERSION => {}
-        found @ 1..VERSION => {
-            let done = usize::try_from(found - 1).unwrap_or_default();
-            for update in UPDATES.iter().skip(done) {
-                transaction.execute_batch(update)?;
+        older @ 1..VERSION => {
+            for (_, column) in ADDED.iter().filter(|(lacking, _)| *lacking >= older) {
+                transaction.execute_batch(column)?;
             }
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
@@ -158,7 +164,9 @@ fn version_message(found: i64) -> String {
         return "it is no decision log. Set log.path to one".to_owned();
     }
     if (1..VERSION).contains(&found) {
-        return format!("its tables have version {found}: start `referral serve` once to bring them up to date");
+        return format!(
+            "its tables have version {found}: start `referral serve` once to bring them up to date"
+        );
     }
     format!("its tables have version {found}, this build knows {VERSION}: use the referral that wrote it")
 }

@@ -36,13 +36,17 @@ pub struct StoredDecision {
     pub confidence: Option<f64>,
     /// Probability that the query is anything for the experts.
     pub in_scope: Option<f64>,
+    /// Predicted gain of the strong expert over the weak one, if the choice fell on such a pair.
+    pub gain: Option<f64>,
+    /// The names along which routers referred to the expert, itself the last.
+    pub path: Value,
     /// Probability by expert, likeliest first.
     pub probabilities: Value,
     /// Whether the router abstained.
     pub abstained: bool,
     /// Why.
     pub reasons: Value,
-    /// Experts that failed before their first token.
+    /// Experts that were asked and gave no text.
     pub fallbacks: Value,
     /// Digest of the router's files.
     pub router_version: String,
@@ -179,6 +183,8 @@ fn decision(row: &Row<'_>) -> rusqlite::Result<StoredDecision> {
         likeliest: row.get("likeliest")?,
         confidence: row.get("confidence")?,
         in_scope: row.get("in_scope")?,
+        gain: row.get("gain")?,
+        path: json("path")?,
         probabilities: json("probabilities")?,
         abstained: row.get("abstained")?,
         reasons: json("reasons")?,

@@ -30,6 +30,8 @@ fn record(query: &str) -> DecisionRecord {
         probabilities: vec![("oncology".to_owned(), 0.7), ("general".to_owned(), 0.3)],
         confidence: Some(0.7),
         in_scope: Some(0.95),
+        gain: Some(0.125),
+        path: vec!["cancer".to_owned(), "oncology".to_owned()],
         abstained: false,
         reasons: vec![Reason::Routed, Reason::Fallback],
         fallbacks: vec![FallbackRecord {
@@ -363,8 +365,8 @@ fn unusable_databases_are_refused_at_the_start() {
     assert!(refused("foreign").contains("another program's"));
 
     let newer = rusqlite::Connection::open(directory.path().join("newer")).unwrap();
-    newer.pragma_update(None, "user_version", 3).unwrap();
-    assert!(refused("newer").contains("version 3, this build knows 2"));
+    newer.pragma_update(None, "user_version", 99).unwrap();
+    assert!(refused("newer").contains("version 99, this build knows 3"));
 
     let locked = rusqlite::Connection::open(directory.path().join("locked")).unwrap();
     locked.execute_batch("BEGIN EXCLUSIVE").unwrap();
@@ -378,21 +380,30 @@ fn unusable_databases_are_refused_at_the_start() {
 }
 
 #[test]
-fn a_log_of_the_first_version_is_brought_up_to_date() {
-    let directory = tempfile::tempdir().unwrap();
-    let settings = settings(directory.path());
-    std::fs::create_dir_all(settings.path.parent().unwrap()).unwrap();
-    drop(DecisionLog::open(&settings).unwrap());
-    let old = rusqlite::Connection::open(&settings.path).unwrap();
-    for column in ["reformatted", "reformat", "in_scope"] {
-        old.execute_batch(&format!("ALTER TABLE decisions DROP COLUMN {column}"))
-            .unwrap();
+fn a_log_of_an_older_version_is_brought_up_to_date() {
+    let new = ["in_scope", "gain", "path", "reformat", "reformatted"];
+    for (version, lacking) in [(1, &new[..]), (2, &new[1..])] {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        let log = DecisionLog::open(&settings).unwrap();
+        log.try_record(record("an old one")).unwrap();
+        drop(log);
+        let old = rusqlite::Connection::open(&settings.path).unwrap();
+        for column in lacking {
+            old.execute_batch(&format!("ALTER TABLE decisions DROP COLUMN {column}"))
+                .unwrap();
+        }
+        old.pragma_update(None, "user_version", version).unwrap();
+        drop(old);
+        let refusal = DecisionStore::open(&settings.path).err().unwrap().to_string();
+        assert!(refusal.contains("referral serve"), "{refusal}");
+        let log = DecisionLog::open(&settings).unwrap();
+        log.try_record(record("a new one")).unwrap();
+        drop(log);
+        let rows = DecisionStore::open(&settings.path).unwrap().last(2).unwrap();
+        assert_eq!((rows[0].gain, rows[1].gain), (None, Some(0.125)), "{version}");
+        assert_eq!(rows[1].in_scope, Some(0.95));
+        assert_eq!(rows[0].path, serde_json::json!([]));
+        assert_eq!(rows[1].path, serde_json::json!(["cancer", "oncology"]));
     }
-    old.pragma_update(None, "user_version", 1).unwrap();
-    drop(old);
-    let refusal = DecisionStore::open(&settings.path).err().unwrap().to_string();
-    assert!(refusal.contains("referral serve"), "{refusal}");
-    drop(DecisionLog::open(&settings).unwrap());
-    let store = DecisionStore::open(&settings.path).unwrap();
-    assert!(store.last(1).unwrap().is_empty());
 }

@@ -270,8 +270,8 @@ fn insert(
             id, received_us, trace_id, endpoint, query_hash, query, labels, expert, likeliest, confidence, probabilities,
             abstained, reasons, fallbacks, router_version, config_version, router_us, time_to_first_token_us, total_us,
             prompt_tokens, completion_tokens, mean_log_probability, outcome, error_kind, finish_reason, in_scope,
-            reformat, reformatted
-         ) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            gain, path, reformat, reformatted
+         ) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
     )?;
     statement.execute(params![
         record.id.to_string(),
@@ -304,6 +304,8 @@ fn insert(
             Finish::ContentFilter => "content_filter",
         }),
         record.in_scope.map(shortest),
+        record.gain.map(shortest),
+        json(&record.path),
         record.reformat,
         record.reformatted.as_ref().filter(|_| store_text),
     ])?;

@@ -160,6 +160,59 @@ pub fn expert_error_label(kind: ExpertErrorKind) -> &'static str {
     }
 }
 
+/// Why an expert that was asked gave no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Setback {
+    /// It failed before its first token.
+    Failed(ExpertErrorKind),
+    /// It was the weak one of a pair and not sure of its answer, which was held back.
+    Unsure,
+}
+
+impl Setback {
+    /// All of them.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        EXPERT_ERROR_KINDS
+            .into_iter()
+            .map(Self::Failed)
+            .chain([Self::Unsure])
+    }
+    /// Its name in metrics, the API and the decision log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed(kind) => expert_error_label(kind),
+            Self::Unsure => "unsure",
+        }
+    }
+}
+
+/// Who of a pair answered, in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PairOutcome {
+    /// The strong one, by its predicted gain.
+    Strong,
+    /// The weak one, by the predicted gain, or because it was sure of its answer.
+    Weak,
+    /// The strong one, because the weak one was not sure.
+    Escalated,
+    /// The weak one, though not sure: the strong one failed.
+    Kept,
+}
+
+impl PairOutcome {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Strong, Self::Weak, Self::Escalated, Self::Kept];
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strong => "strong",
+            Self::Weak => "weak",
+            Self::Escalated => "escalated",
+            Self::Kept => "kept",
+        }
+    }
+}
+
 /// The codes this gateway answers with.
 pub(super) const CODES: [Code; 9] = [
     Code::Ok,
@@ -187,7 +240,7 @@ pub(super) fn code_label(code: Code) -> &'static str {
     }
 }
 
-pub(super) const REASONS: [Reason; 11] = [
+pub(super) const REASONS: [Reason; 14] = [
     Reason::Routed,
     Reason::Abstained,
     Reason::OutOfScope,
@@ -199,6 +252,9 @@ pub(super) const REASONS: [Reason; 11] = [
     Reason::Fallback,
     Reason::RouterFailed,
     Reason::Windowed,
+    Reason::Strong,
+    Reason::Weak,
+    Reason::Escalated,
 ];
 
 /// The name of a reason in metrics and JSON.
@@ -215,5 +271,8 @@ pub fn reason_label(reason: Reason) -> &'static str {
         Reason::Fallback => "fallback",
         Reason::RouterFailed => "router_failed",
         Reason::Windowed => "windowed",
+        Reason::Strong => "strong",
+        Reason::Weak => "weak",
+        Reason::Escalated => "escalated",
     }
 }

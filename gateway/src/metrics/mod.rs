@@ -9,14 +9,13 @@ mod labels;
 #[cfg(test)]
 mod tests;
 
-pub use labels::{ErrorKind, Method, TokenType, expert_error_label, reason_label};
+pub use labels::{ErrorKind, Method, PairOutcome, Setback, TokenType, expert_error_label, reason_label};
 
 use labels::REASONS;
 use prometheus::{
     Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use referral_experts::ExpertErrorKind;
 use referral_router::policy::Reason;
 use referral_router::reformat::Outcome;
 use std::time::Duration;
@@ -34,6 +33,12 @@ const ANSWER_SECONDS: &[f64] = &[
 const FIRST_TOKEN_SECONDS: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
 ];
+const GAIN: &[f64] = &[
+    -0.2, -0.1, 0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0,
+];
+/// What became of a query that was routed.
+const REFERRED: &str = "referred";
+const ABSTAINED: &str = "abstained";
 const PROBABILITY: &[f64] = &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
 
 /// The gateway's metrics. Clones share the series.
@@ -50,6 +55,9 @@ pub struct Metrics {
     requests: IntCounterVec,
     errors: IntCounterVec,
     fallbacks: IntCounterVec,
+    pairs: IntCounterVec,
+    gain: HistogramVec,
+    descents: IntCounterVec,
     cache_hits: IntCounter,
     cache_misses: IntCounter,
     expert_ready: IntGaugeVec,
@@ -110,8 +118,24 @@ impl Metrics {
             errors: on.counters("errors_total", "Requests that ended badly, by kind", &["kind"])?,
             fallbacks: on.counters(
                 "fallbacks_total",
-                "Experts that failed before their first token and were replaced",
+                "Experts that gave no text (failed before their first token, or unsure) and were replaced",
                 &["from", "error_kind"],
+            )?,
+            pairs: on.counters(
+                "pair_answers_total",
+                "Answers of a strong or a weak expert, by the pair's weak one and by which of them answered",
+                &["weak", "outcome"],
+            )?,
+            gain: on.histograms(
+                "predicted_gain",
+                "Predicted P(strong right) - P(weak right) of queries that fell on a pair, by its weak expert",
+                GAIN,
+                &["weak"],
+            )?,
+            descents: on.counters(
+                "descents_total",
+                "Routed queries, by how many routers read them and by whether the last one referred or abstained",
+                &["depth", "outcome"],
             )?,
             cache_hits: on.counter("cache_hits_total", "Queries whose routing was in the decision cache")?,
             cache_misses: on.counter("cache_misses_total", "Queries whose routing was not")?,
@@ -150,9 +174,8 @@ impl Metrics {
             for token_type in TokenType::ALL {
                 self.tokens.with_label_values(&[expert, token_type.as_str()]);
             }
-            for kind in labels::EXPERT_ERROR_KINDS {
-                self.fallbacks
-                    .with_label_values(&[expert, expert_error_label(kind)]);
+            for setback in Setback::all() {
+                self.fallbacks.with_label_values(&[expert, setback.as_str()]);
             }
             self.confidence.with_label_values(&[expert]);
             self.expert_duration.with_label_values(&[expert]);
@@ -171,6 +194,23 @@ impl Metrics {
         for kind in ErrorKind::ALL {
             self.errors.with_label_values(&[kind.as_str()]);
         }
+    }
+
+    /// Puts the series of queries that at most `most` routers read at zero.
+    pub fn expect_depth(&self, most: usize) {
+        for depth in 1..=most {
+            for outcome in [REFERRED, ABSTAINED] {
+                self.descents.with_label_values(&[&depth.to_string(), outcome]);
+            }
+        }
+    }
+
+    /// Puts the series of a pair at zero, named by its weak expert.
+    pub fn expect_pair(&self, weak: &str) {
+        for outcome in PairOutcome::ALL {
+            self.pairs.with_label_values(&[weak, outcome.as_str()]);
+        }
+        self.gain.with_label_values(&[weak]);
     }
 
     /// The registry, for whoever measures beside this crate (the engine, the decision log).
@@ -236,15 +276,28 @@ impl Metrics {
         self.errors.with_label_values(&[kind.as_str()]).inc();
     }
     /// An expert was replaced before its first token.
-    pub fn fallback(&self, from: &str, kind: ExpertErrorKind) {
-        self.fallbacks
-            .with_label_values(&[from, expert_error_label(kind)])
+    pub fn fallback(&self, from: &str, setback: Setback) {
+        self.fallbacks.with_label_values(&[from, setback.as_str()]).inc();
+    }
+    /// A query was read by `depth` routers.
+    pub fn descent(&self, depth: usize, abstained: bool) {
+        let outcome = if abstained { ABSTAINED } else { REFERRED };
+        self.descents
+            .with_label_values(&[&depth.to_string(), outcome])
             .inc();
     }
     /// A query was to be put in better words.
     pub fn reformatted(&self, outcome: Outcome, took: Duration) {
         self.reformats.with_label_values(&[outcome.as_str()]).inc();
         self.reformat_duration.observe(took.as_secs_f64());
+    }
+    /// One of a pair, named by its weak expert, answered.
+    pub fn pair(&self, weak: &str, outcome: PairOutcome) {
+        self.pairs.with_label_values(&[weak, outcome.as_str()]).inc();
+    }
+    /// The gain of a pair's strong expert was predicted.
+    pub fn predicted_gain(&self, weak: &str, gain: f32) {
+        self.gain.with_label_values(&[weak]).observe(f64::from(gain));
     }
     /// A look-up in the decision cache.
     pub fn cache(&self, is_hit: bool) {

@@ -1,18 +1,37 @@
 //! Routings of queries seen before.
 //!
-//! Kept are probabilities, not decisions: health, residency and fallbacks are judged anew each time.
+//! Kept are probabilities and predicted gains, not decisions: health, residency and fallbacks are judged anew each time.
 //! The key is a digest, so that no query's text stays in memory, of the normalised query, the router's
 //! version and the policy's: a new router or policy never meets an old entry.
 
 use crate::metrics::Metrics;
 use referral_router::Routing;
 use referral_router::dataset::normalise;
-use std::sync::Arc;
+use referral_router::graph::Descent;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+/// What is known of a query.
+pub(super) struct Known {
+    /// The routers' word, from the top down.
+    pub(super) descent: Descent,
+    /// The gain of each pair, once it was asked for.
+    pub(super) gains: Box<[OnceLock<f32>]>,
+}
+
+impl Known {
+    /// A descent, with no gain of `pairs` pairs known yet.
+    pub(super) fn new(descent: Descent, pairs: usize) -> Self {
+        Self {
+            descent,
+            gains: (0..pairs).map(|_| OnceLock::new()).collect(),
+        }
+    }
+}
 
 /// The cache.
 pub(super) struct RoutingCache {
-    entries: moka::future::Cache<[u8; 32], Arc<Routing>>,
+    entries: moka::future::Cache<[u8; 32], Arc<Known>>,
     versions: [String; 2],
     metrics: Metrics,
 }
@@ -52,16 +71,16 @@ impl RoutingCache {
         CacheKey(*hasher.finalize().as_bytes())
     }
 
-    /// The routing kept there.
-    pub(super) async fn get(&self, key: CacheKey) -> Option<Arc<Routing>> {
+    /// What is kept there.
+    pub(super) async fn get(&self, key: CacheKey) -> Option<Arc<Known>> {
         let found = self.entries.get(&key.0).await;
         self.metrics.cache(found.is_some());
         found
     }
 
-    /// Keeps a routing.
-    pub(super) async fn put(&self, key: CacheKey, routing: Arc<Routing>) {
-        self.entries.insert(key.0, routing).await;
+    /// Keeps what is known; gains may still be added to it.
+    pub(super) async fn put(&self, key: CacheKey, known: Arc<Known>) {
+        self.entries.insert(key.0, known).await;
     }
 }
 
@@ -79,7 +98,8 @@ pub(crate) fn cached_lookup(
     let cache = RoutingCache::new(1000, Duration::from_secs(600), router, "bench", metrics);
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(async {
-        cache.put(cache.key(&normalise(query)), Arc::new(routing)).await;
+        let known = Arc::new(Known::new(routing.into(), 0));
+        cache.put(cache.key(&normalise(query)), known).await;
         let mut times = Vec::with_capacity(count);
         for _ in 0..count {
             let start = Instant::now();

@@ -8,6 +8,9 @@ use tokio::time::Instant;
 /// client's own timer cancels the call (tonic's timers, on both sides, answer CANCELLED).
 const WAY_BACK: Duration = Duration::from_millis(20);
 
+/// Set aside, of what an unsure answer's replacement may take, to give the answer after all.
+const FOR_WHAT_IS_READY: Duration = Duration::from_millis(50);
+
 /// The moment by which a query must have ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
@@ -29,6 +32,10 @@ impl Deadline {
     /// The moment.
     pub(super) fn at(&self) -> Instant {
         self.at
+    }
+    /// The moment by which something that is ready must leave: shortly before.
+    pub(super) fn nearly(&self) -> Instant {
+        self.at - FOR_WHAT_IS_READY.min(self.allowed / 10)
     }
     /// The error for whoever passes it.
     pub(super) fn exceeded(&self) -> GatewayError {
@@ -88,7 +95,10 @@ mod tests {
             Deadline::new(now, Some(Duration::from_millis(50)), usual, cap).at(),
             now + Duration::from_millis(45)
         );
-        assert_eq!(Deadline::new(now, Some(Duration::ZERO), usual, cap).at(), now);
+        let none = Deadline::new(now, Some(Duration::ZERO), usual, cap);
+        assert_eq!((none.at(), none.nearly()), (now, now));
+        let two = Deadline::new(now, Some(Duration::from_secs(2)), usual, cap);
+        assert_eq!(two.at() - two.nearly(), Duration::from_millis(50));
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! Who answers a query, and why, as the API, the log and the metrics tell it.
 
 use super::Reformatted;
-use referral_experts::{ExpertErrorKind, Finish, TokenUsage};
+use crate::metrics::Setback;
+use referral_experts::{Finish, TokenUsage};
 use referral_router::policy::Reason;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// An expert that was asked and failed before its first token.
+/// An expert that was asked and gave no text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedAttempt {
     /// Which.
     pub expert: String,
-    /// How it failed.
-    pub kind: ExpertErrorKind,
+    /// Why.
+    pub setback: Setback,
 }
 
 /// A decision about one query.
@@ -22,17 +23,22 @@ pub struct Decision {
     pub id: Uuid,
     /// Who answers.
     pub expert: String,
-    /// The likeliest expert's calibrated probability; 0 if the router was not asked or failed.
+    /// The names along which routers referred to it, itself the last; empty if the caller named the expert.
+    pub path: Vec<String>,
+    /// The likeliest expert's calibrated probability, of several routers in a row the product; 0 if the router was not
+    /// asked or failed.
     pub confidence: f32,
     /// Probability that the query is anything for the experts; `None` if the router was not asked or failed.
     pub in_scope: Option<f32>,
+    /// Predicted gain of the strong expert over the weak one, if the choice fell on such a pair.
+    pub gain: Option<f32>,
     /// Likeliest first; empty if the router was not asked or failed.
     pub probabilities: Vec<(String, f32)>,
     /// Whether the router was not sure enough to refer.
     pub abstained: bool,
     /// Most important first.
     pub reasons: Vec<Reason>,
-    /// Who failed before the expert that answers.
+    /// Who was asked before the expert that answers.
     pub fallbacks: Vec<FailedAttempt>,
     /// Identifies the router's trained files.
     pub router_version: String,

@@ -9,7 +9,9 @@
 mod admission;
 mod answering;
 mod cache;
+mod cascade;
 mod deadline;
+mod deciding;
 mod decision;
 mod error;
 mod query;
@@ -29,7 +31,7 @@ pub use decision::{AnswerEnd, Decision, FailedAttempt};
 pub use error::GatewayError;
 pub use reformat::{ReformatSettings, Reformatted, Reformatter};
 
-use crate::compute::{Decider, RouterLimits, RouterThread};
+use crate::compute::{Gains, RouterLimits, RouterThread};
 use crate::config::{ServerSettings, Settings};
 use crate::log::{DecisionLog, Feedback, LogError};
 use crate::metrics::{Method, Metrics};
@@ -37,11 +39,14 @@ use admission::Admission;
 use cache::RoutingCache;
 use deadline::Deadline;
 use query::{ValidComparison, ValidQuery};
-use referral_experts::{Expert, Health};
+use referral_experts::{Card, Expert, ExpertId, ExpertKind, Health};
 use referral_proto::v1;
+use referral_router::Graph;
 use referral_router::policy::PolicySettings;
+use referral_router::policy::pair::Pair;
 use roster::Roster;
 use run::{Call, Run, Task};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -59,13 +64,43 @@ pub struct Parts {
     /// Who can answer.
     pub experts: Vec<Arc<dyn Expert>>,
     /// Who decides.
-    pub decider: Arc<dyn Decider>,
+    pub graph: Graph,
+    /// The experts that are routers of their own, in the graph.
+    pub nodes: Vec<RouterCard>,
+    /// Pairs of a strong and a weak expert; no expert is in two.
+    pub pairs: Vec<PairPart>,
     /// Who puts queries in better words, if anybody does.
     pub reformatter: Option<Arc<dyn Reformatter>>,
     /// Where decisions are kept.
     pub log: DecisionLog,
     /// What is measured.
     pub metrics: Metrics,
+}
+
+/// What a platform team wants to know of an expert that is a router.
+pub struct RouterCard {
+    /// Its name.
+    pub id: ExpertId,
+    /// Its part.
+    pub kind: ExpertKind,
+    /// The rest; its model names the experts that it refers to.
+    pub card: Card,
+}
+
+/// A strong and a weak expert, and how one of them is chosen.
+pub struct PairPart {
+    /// Who, and from which gain on the strong one.
+    pub pair: Pair,
+    /// Predicts the gain.
+    pub gains: Arc<dyn Gains>,
+    /// The mean log-probability below which the weak one's answer is not given, and the strong one asked.
+    pub cascade: Option<f32>,
+}
+
+/// A pair without its head, which the router's thread has.
+struct SettledPair {
+    pair: Pair,
+    cascade: Option<f32>,
 }
 
 /// The gateway behind its ports.
@@ -78,6 +113,9 @@ pub struct Pipeline {
     config_version: String,
     admission: Admission,
     router: RouterThread,
+    nodes: Vec<RouterCard>,
+    routable: BTreeSet<String>,
+    pairs: Vec<SettledPair>,
     cache: RoutingCache,
     roster: Roster,
     log: DecisionLog,
@@ -94,17 +132,34 @@ impl Pipeline {
     pub async fn start(settings: &Settings, parts: Parts) -> std::io::Result<Arc<Self>> {
         let Parts {
             experts,
-            decider,
+            graph,
+            nodes,
+            pairs,
             reformatter,
             log,
             metrics,
         } = parts;
+        metrics.expect_depth(settings.max_depth);
+        let routable = graph.reached().into_keys().collect();
+        let mut gains = Vec::with_capacity(pairs.len());
+        let mut settled = Vec::with_capacity(pairs.len());
+        for PairPart {
+            pair,
+            gains: head,
+            cascade,
+        } in pairs
+        {
+            metrics.expect_pair(&pair.weak);
+            gains.push(head);
+            settled.push(SettledPair { pair, cascade });
+        }
         let limits = RouterLimits {
             queue_capacity: settings.router.queue_capacity,
             max_batch: ROUTER_BATCH,
         };
         let router = RouterThread::start(
-            decider,
+            Arc::new(graph),
+            gains,
             limits,
             metrics.router_queue.clone(),
             metrics.router_batch.clone(),
@@ -112,7 +167,7 @@ impl Pipeline {
         let cache = RoutingCache::new(
             settings.router.cache_capacity,
             settings.router.cache_ttl,
-            router.version(),
+            router.graph().version(),
             &settings.version,
             metrics.clone(),
         );
@@ -129,6 +184,9 @@ impl Pipeline {
             config_version: settings.version.clone(),
             admission: Admission::new(limit, metrics.in_flight.clone()),
             router,
+            nodes,
+            routable,
+            pairs: settled,
             cache,
             roster: Roster::new(experts),
             log,
@@ -186,7 +244,7 @@ impl Pipeline {
                 .iter()
                 .find(|name| self.roster.get(name.as_str()).is_none())
             {
-                return Err(GatewayError::UnknownExpert(unknown.to_string()));
+                return Err(self.unknown(unknown));
             }
             Ok(experts.map(|expert| {
                 let query = ValidQuery {
@@ -226,14 +284,30 @@ impl Pipeline {
         self.roster.iter()
     }
 
-    /// Whether the router can refer to the expert of this name.
-    pub fn is_routable(&self, name: &str) -> bool {
-        self.router.experts().iter().any(|known| known == name)
+    /// The experts that are routers of their own, each with its health: that of whom it refers to.
+    pub fn routers(&self) -> impl Iterator<Item = (&RouterCard, Health)> {
+        self.nodes.iter().map(|node| {
+            let below = self.router.graph().workers_below(node.id.as_str());
+            let is_ready = self
+                .roster
+                .iter()
+                .any(|(expert, health)| health == Health::Ready && below.contains(expert.id().as_str()));
+            let health = match is_ready {
+                true => Health::Ready,
+                false => Health::Unavailable("none of the experts that it refers to is ready".to_owned()),
+            };
+            (node, health)
+        })
     }
 
-    /// Identifies the router's trained files.
+    /// Whether a router can refer to the expert of this name.
+    pub fn is_routable(&self, name: &str) -> bool {
+        self.routable.contains(name)
+    }
+
+    /// Identifies the routers' trained files.
     pub fn router_version(&self) -> &str {
-        self.router.version()
+        self.router.graph().version()
     }
 
     /// What is measured.
@@ -309,10 +383,25 @@ impl Pipeline {
                 .as_ref()
                 .filter(|name| self.roster.get(name.as_str()).is_none())
             {
-                return Err(GatewayError::UnknownExpert(unknown.to_string()));
+                return Err(self.unknown(unknown));
             }
             Ok(self.spawn(self.call(&envelope), place, query, task))
         })
+    }
+
+    /// The error for a named expert that nobody can ask.
+    fn unknown(&self, name: &ExpertId) -> GatewayError {
+        match self.router.graph().node(name.as_str()) {
+            Some(node) => GatewayError::Invalid {
+                field: "expert",
+                value: name.to_string(),
+                fix: format!(
+                    "it is a router, which refers on instead of answering: name one of {}",
+                    node.decider.experts().join(", ")
+                ),
+            },
+            None => GatewayError::UnknownExpert(name.to_string()),
+        }
     }
 
     /// Counts a request that is refused before it has a task.

@@ -3,7 +3,7 @@
 use super::run::{Run, Task};
 use super::{AnswerEnd, GatewayError};
 use crate::log::{DecisionRecord, Endpoint, FallbackRecord, Outcome};
-use crate::metrics::{Method, TokenType, expert_error_label};
+use crate::metrics::{Method, TokenType};
 use std::time::Duration;
 
 impl Run {
@@ -18,6 +18,13 @@ impl Run {
         if let Ok(Some(end)) = outcome {
             metrics.tokens(&self.decision.expert, TokenType::Prompt, end.usage.prompt);
             metrics.tokens(&self.decision.expert, TokenType::Completion, end.usage.completion);
+            if let Some((weak, outcome)) = self.pair_outcome() {
+                metrics.pair(weak, outcome);
+            }
+        }
+        if let Some((weak, usage)) = &self.spent {
+            metrics.tokens(weak, TokenType::Prompt, usage.prompt);
+            metrics.tokens(weak, TokenType::Completion, usage.completion);
         }
         match (outcome, self.task) {
             // A comparison is one request with two sides: its port counts it.
@@ -50,6 +57,8 @@ impl Run {
             probabilities: decision.probabilities.clone(),
             confidence: self.is_routed.then_some(decision.confidence),
             in_scope: decision.in_scope,
+            gain: decision.gain,
+            path: decision.path.clone(),
             abstained: decision.abstained,
             reasons: decision.reasons.clone(),
             fallbacks: decision
@@ -57,7 +66,7 @@ impl Run {
                 .iter()
                 .map(|failed| FallbackRecord {
                     expert: failed.expert.clone(),
-                    error_kind: expert_error_label(failed.kind),
+                    error_kind: failed.setback.as_str(),
                 })
                 .collect(),
             router_version: decision.router_version.clone(),

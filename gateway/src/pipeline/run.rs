@@ -2,13 +2,14 @@
 
 use super::admission::Place;
 use super::deadline::Deadline;
+use super::deciding::Plan;
 use super::{AnswerEnd, Decision, Event, FailedAttempt, GatewayError, Pipeline, ValidQuery};
-use crate::compute::RouteError;
-use crate::metrics::{ErrorKind, Method};
+use crate::metrics::{Method, Setback};
 use futures::StreamExt as _;
-use referral_experts::{Chunk, ExpertError, ExpertErrorKind, Finish};
-use referral_router::Routing;
-use referral_router::policy::{self, Reason};
+use referral_experts::{AnswerStream, Chunk, ExpertError, ExpertErrorKind, Finish, TokenUsage};
+use referral_router::graph::Referral;
+use referral_router::policy::Reason;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -46,10 +47,10 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.since = Some(Instant::now());
     }
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.total += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 }
@@ -68,6 +69,12 @@ pub(super) struct Run {
     pub(super) decision: Decision,
     /// Whether the router gave probabilities.
     pub(super) is_routed: bool,
+    /// Whom the routers would have asked, and along which of them; `None` if the caller named the expert.
+    pub(super) referral: Option<Referral>,
+    /// The pair whose gain was predicted, as a place in the pipeline's.
+    pub(super) pair: Option<usize>,
+    /// Tokens of a weak expert whose answer was not given.
+    pub(super) spent: Option<(String, TokenUsage)>,
     /// Fallbacks told to the client with the last decision sent.
     announced: Option<usize>,
     asked: Option<Instant>,
@@ -89,11 +96,13 @@ impl Run {
             expert: String::new(),
             confidence: 0.0,
             in_scope: None,
+            gain: None,
+            path: Vec::new(),
             probabilities: Vec::new(),
             abstained: false,
             reasons: Vec::new(),
             fallbacks: Vec::new(),
-            router_version: pipeline.router.version().to_owned(),
+            router_version: pipeline.router.graph().version().to_owned(),
             router_latency: Duration::ZERO,
             trace_id: call.trace_id.clone(),
             reformatted: None,
@@ -116,6 +125,9 @@ impl Run {
             place,
             decision,
             is_routed: false,
+            referral: None,
+            pair: None,
+            spent: None,
             announced: None,
             asked: None,
             first_text: None,
@@ -142,17 +154,14 @@ impl Run {
     }
 
     async fn drive(&mut self) -> Result<Option<AnswerEnd>, GatewayError> {
-        let order = self.decide().await?;
+        let plan = self.decide().await?;
         self.waiting.begin();
-        self.reformat(order.first()).await;
+        self.reformat(plan.order.first()).await;
         self.waiting.end();
         match self.task {
             Task::Route => {
-                order
-                    .into_iter()
-                    .next()
-                    .ok_or(GatewayError::NobodyAvailable)?
-                    .clone_into(&mut self.decision.expert);
+                let first = plan.order.into_iter().next();
+                self.name(first.ok_or(GatewayError::NobodyAvailable)?);
                 Ok(None)
             }
             Task::Compare => {
@@ -162,176 +171,87 @@ impl Run {
                     .as_ref()
                     .map(ToString::to_string)
                     .unwrap_or_default();
-                if order.first() != Some(&named) {
+                if plan.order.first() != Some(&named) {
                     return Err(GatewayError::Expert(self.failure(
                         &named,
                         ExpertErrorKind::Unavailable,
                         "is not ready",
                     )?));
                 }
-                self.answer(vec![named]).await.map(Some)
+                self.answer(Plan::only(named)).await.map(Some)
             }
-            Task::Answer => self.answer(order).await.map(Some),
-        }
-    }
-
-    /// Fills in the decision and returns whom to ask, in order.
-    async fn decide(&mut self) -> Result<Vec<String>, GatewayError> {
-        let requested = self.query.expert.clone();
-        let (routing, remark) = if requested.is_some() {
-            (None, None)
-        } else {
-            self.routing().await?
-        };
-        let pipeline = &self.pipeline;
-        let named = requested.as_ref().map(|name| name.as_str());
-        let choice = policy::decide(
-            routing.as_deref(),
-            named,
-            &pipeline.roster.candidates(),
-            &pipeline.policy,
-        )?;
-        let decision = &mut self.decision;
-        decision.abstained = choice.abstained;
-        decision.reasons = choice.reasons;
-        match remark {
-            Some(Reason::RouterFailed) => {
-                // Nobody abstained: there was no opinion to be unsure of.
-                decision.abstained = false;
-                decision.reasons.retain(|reason| *reason != Reason::Abstained);
-                decision.reasons.insert(0, Reason::RouterFailed);
-            }
-            more => decision.reasons.extend(more),
-        }
-        if let Some(routing) = routing {
-            self.is_routed = true;
-            decision.confidence = routing.confidence;
-            decision.in_scope = Some(routing.in_scope);
-            decision.probabilities.clone_from(&routing.probabilities);
-        }
-        if let Some(first) = choice.order.first() {
-            decision.expert.clone_from(first);
-        }
-        Ok(choice.order)
-    }
-
-    /// The router's word, or the cache's, and what is to be remarked about it.
-    async fn routing(&mut self) -> Result<(Option<Arc<Routing>>, Option<Reason>), GatewayError> {
-        let started = Instant::now();
-        let pipeline = &self.pipeline;
-        let key = pipeline.cache.key(&self.query.normalised);
-        if let Some(routing) = pipeline.cache.get(key).await {
-            self.decision.router_latency = started.elapsed();
-            return Ok((Some(routing), Some(Reason::Cached)));
-        }
-        let asked = Instant::now();
-        let answer = pipeline.router.route(self.query.normalised.clone()).await;
-        pipeline.metrics.routed(asked.elapsed());
-        self.decision.router_latency = started.elapsed();
-        match answer {
-            Ok(routing) => {
-                let routing = Arc::new(routing);
-                pipeline.cache.put(key, Arc::clone(&routing)).await;
-                Ok((Some(routing), None))
-            }
-            Err(RouteError::QueueFull { capacity }) => Err(GatewayError::RouterOverloaded { capacity }),
-            Err(error @ RouteError::Failed(_)) => {
-                tracing::error!(decision = %self.call.id, %error, "the generalist answers without routing");
-                pipeline.metrics.error(ErrorKind::RouterFailed);
-                Ok((None, Some(Reason::RouterFailed)))
-            }
+            Task::Answer => self.answer(plan).await.map(Some),
         }
     }
 
     /// Asks one after the other until text comes: at most `policy.max_fallbacks` after the first.
-    async fn answer(&mut self, order: Vec<String>) -> Result<AnswerEnd, GatewayError> {
-        let mut order = order.into_iter().take(1 + self.pipeline.max_fallbacks).peekable();
-        while let Some(name) = order.next() {
-            match self.attempt(name).await? {
+    async fn answer(&mut self, plan: Plan) -> Result<AnswerEnd, GatewayError> {
+        let Plan { order, mut cascade } = plan;
+        let mut order = VecDeque::from(order);
+        let mut fallbacks = self.pipeline.max_fallbacks;
+        while let Some(name) = order.pop_front() {
+            let ended = match cascade.take() {
+                Some(least) => self.cascade(name, &mut order, least).await?,
+                None => self.attempt(name, None).await?,
+            };
+            match ended {
                 Ok(end) => return Ok(end),
                 Err(error) => {
                     tracing::warn!(decision = %self.call.id, %error, kind = ?error.kind, "no answer from the expert");
                     self.check_deadline()?;
-                    if order.peek().is_none() || !error.kind.is_retryable_elsewhere() {
+                    if fallbacks == 0 || order.is_empty() || !error.kind.is_retryable_elsewhere() {
                         return Err(GatewayError::Expert(error));
                     }
-                    self.fall_back(error.kind);
+                    fallbacks -= 1;
+                    self.fall_back(Setback::Failed(error.kind));
                 }
             }
         }
         Err(GatewayError::NobodyAvailable)
     }
 
-    /// One expert's answer. The inner error came before any text, so that another expert may be asked.
-    async fn attempt(&mut self, name: String) -> Result<Result<AnswerEnd, ExpertError>, GatewayError> {
-        let expert = self
-            .pipeline
-            .roster
-            .get(&name)
-            .cloned()
-            .ok_or(GatewayError::NobodyAvailable)?;
-        let question = self.question(&name);
-        self.decision.expert = name;
-        self.asked = Some(Instant::now());
-        self.waiting.begin();
-        let started = expert
-            .answer(question, self.call.deadline.at().into_std())
-            .await;
-        self.waiting.end();
-        let mut pieces = match started {
+    /// One expert's answer. The inner error came before any text, so that another expert may be asked. If there is no
+    /// text at `give_up`, that is such an error.
+    pub(super) async fn attempt(
+        &mut self,
+        name: String,
+        give_up: Option<Instant>,
+    ) -> Result<Result<AnswerEnd, ExpertError>, GatewayError> {
+        let late =
+            |run: &Self, name: &str| run.failure(name, ExpertErrorKind::Timeout, "gave no text in time");
+        let Some(started) = before(give_up, self.start(name.clone())).await else {
+            return Ok(Err(late(self, &name)?));
+        };
+        let mut pieces = match started? {
             Ok(pieces) => pieces,
             Err(error) => return Ok(Err(error)),
         };
-        self.announce().await?;
         // White space alone is no answer: it is held back until something follows.
         let mut held = String::new();
         let error = loop {
+            let limit = give_up.filter(|_| self.first_text.is_none());
             self.waiting.begin();
-            let piece = pieces.next().await;
+            let piece = before(limit, pieces.next()).await;
             self.waiting.end();
             match piece {
-                Some(Ok(Chunk::Text(text))) => {
+                Some(Some(Ok(Chunk::Text(text)))) => {
                     held.push_str(&text);
                     if self.first_text.is_none() && held.trim().is_empty() {
                         continue;
                     }
-                    if self.first_text.is_none() {
-                        let took = self.call.accepted.elapsed();
-                        self.first_text = Some(took);
-                        self.pipeline.metrics.first_token(&self.decision.expert, took);
-                    }
-                    self.send(Event::Text(std::mem::take(&mut held))).await?;
+                    self.send_text(std::mem::take(&mut held)).await?;
                 }
-                Some(Ok(Chunk::End {
+                Some(Some(Ok(Chunk::End {
                     finish: Finish::Stop, ..
-                })) if self.first_text.is_none() => {
-                    break self.failure(
-                        expert.id().as_str(),
-                        ExpertErrorKind::Interrupted,
-                        "gave an empty answer",
-                    )?;
-                }
-                Some(Ok(Chunk::End {
+                }))) if self.first_text.is_none() => break self.empty(&name)?,
+                Some(Some(Ok(Chunk::End {
                     finish,
                     usage,
                     mean_log_probability,
-                })) => {
-                    return Ok(Ok(AnswerEnd {
-                        finish,
-                        usage,
-                        mean_log_probability,
-                        time_to_first_token: self.first_text.unwrap_or_default(),
-                        total: self.call.accepted.elapsed(),
-                    }));
-                }
-                Some(Err(error)) => break error,
-                None => {
-                    break self.failure(
-                        expert.id().as_str(),
-                        ExpertErrorKind::Interrupted,
-                        "its stream has no end",
-                    )?;
-                }
+                }))) => return Ok(Ok(self.ended(finish, usage, mean_log_probability))),
+                Some(Some(Err(error))) => break error,
+                Some(None) => break self.endless(&name)?,
+                None => break late(self, &name)?,
             }
         };
         if self.first_text.is_some() {
@@ -340,6 +260,64 @@ impl Run {
             return Err(GatewayError::Expert(error));
         }
         Ok(Err(error))
+    }
+
+    /// Asks an expert and tells the client so.
+    pub(super) async fn start(
+        &mut self,
+        name: String,
+    ) -> Result<Result<AnswerStream, ExpertError>, GatewayError> {
+        let expert = self
+            .pipeline
+            .roster
+            .get(&name)
+            .cloned()
+            .ok_or(GatewayError::NobodyAvailable)?;
+        let question = self.question(&name);
+        self.name(name);
+        self.asked = Some(Instant::now());
+        self.waiting.begin();
+        let started = expert
+            .answer(question, self.call.deadline.at().into_std())
+            .await;
+        self.waiting.end();
+        if started.is_ok() {
+            self.announce().await?;
+        }
+        Ok(started)
+    }
+
+    /// Sends text of the answer.
+    pub(super) async fn send_text(&mut self, text: String) -> Result<(), GatewayError> {
+        if self.first_text.is_none() {
+            let took = self.call.accepted.elapsed();
+            self.first_text = Some(took);
+            self.pipeline.metrics.first_token(&self.decision.expert, took);
+        }
+        self.send(Event::Text(text)).await
+    }
+
+    pub(super) fn ended(
+        &self,
+        finish: Finish,
+        usage: TokenUsage,
+        mean_log_probability: Option<f32>,
+    ) -> AnswerEnd {
+        AnswerEnd {
+            finish,
+            usage,
+            mean_log_probability,
+            time_to_first_token: self.first_text.unwrap_or_default(),
+            total: self.call.accepted.elapsed(),
+        }
+    }
+
+    pub(super) fn empty(&self, name: &str) -> Result<ExpertError, GatewayError> {
+        self.failure(name, ExpertErrorKind::Interrupted, "gave an empty answer")
+    }
+
+    pub(super) fn endless(&self, name: &str) -> Result<ExpertError, GatewayError> {
+        self.failure(name, ExpertErrorKind::Interrupted, "its stream has no end")
     }
 
     /// An expert that fails because the time is up, as it was told to, is not to blame.
@@ -365,13 +343,21 @@ impl Run {
         })
     }
 
-    fn fall_back(&mut self, kind: ExpertErrorKind) {
+    /// Turns from the expert that was asked to another.
+    pub(super) fn fall_back(&mut self, setback: Setback) {
         self.end_attempt();
         let from = std::mem::take(&mut self.decision.expert);
-        self.pipeline.metrics.fallback(&from, kind);
-        self.decision.fallbacks.push(FailedAttempt { expert: from, kind });
-        if !self.decision.reasons.contains(&Reason::Fallback) {
-            self.decision.reasons.push(Reason::Fallback);
+        self.pipeline.metrics.fallback(&from, setback);
+        self.decision.fallbacks.push(FailedAttempt {
+            expert: from,
+            setback,
+        });
+        let reason = match setback {
+            Setback::Failed(_) => Reason::Fallback,
+            Setback::Unsure => Reason::Escalated,
+        };
+        if !self.decision.reasons.contains(&reason) {
+            self.decision.reasons.push(reason);
         }
     }
 
@@ -384,7 +370,7 @@ impl Run {
     }
 
     /// Tells the client the decision, unless it knows it.
-    async fn announce(&mut self) -> Result<(), GatewayError> {
+    pub(super) async fn announce(&mut self) -> Result<(), GatewayError> {
         let fallbacks = Some(self.decision.fallbacks.len());
         if self.announced != fallbacks {
             self.announced = fallbacks;
@@ -426,5 +412,13 @@ impl Run {
         {
             tracing::error!(decision = %self.call.id, %error, "the decision could not be logged");
         }
+    }
+}
+
+/// What `work` gives, unless `limit` comes first.
+async fn before<T>(limit: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(at) => tokio::time::timeout_at(at, work).await.ok(),
+        None => Some(work.await),
     }
 }

@@ -1,5 +1,7 @@
 mod failures;
+mod graph;
 mod limits;
+mod pairs;
 mod reformat;
 
 use super::*;

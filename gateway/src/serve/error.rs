@@ -53,6 +53,9 @@ pub enum ServeError {
         .0.join("; ")
     )]
     Tokens(Vec<String>),
+    /// The routers cannot be bound together.
+    #[error("{0}")]
+    Graph(#[from] referral_router::graph::GraphError),
     /// An expert could not be made.
     #[error("expert {id}: {source}")]
     Expert {

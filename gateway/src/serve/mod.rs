@@ -13,6 +13,7 @@ mod tests;
 mod tokens;
 
 pub use error::ServeError;
+pub(crate) use parts::graph;
 pub use stage::Stage;
 
 use crate::config::Settings;
@@ -65,7 +66,8 @@ impl Gateway {
         let grpc = address(&grpc_listener, settings.server.grpc_address);
         let http = address(&http_listener, settings.server.http_address);
 
-        let names: Vec<&str> = settings.experts.iter().map(|expert| expert.id.as_str()).collect();
+        let workers = settings.experts.iter().filter(|expert| expert.is_worker());
+        let names: Vec<&str> = workers.map(|expert| expert.id.as_str()).collect();
         let stage = Stage::new(Metrics::register(&Registry::new(), &names)?);
         let closing = CancellationToken::new();
         let health = HealthReporter::new();

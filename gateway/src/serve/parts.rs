@@ -3,19 +3,22 @@
 use super::{ServeError, tokens};
 use crate::compute::EngineReformatter;
 use crate::config::{
-    AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, Provider, ReformatMode, Settings,
+    AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, PairSettings, PairThreshold, Provider,
+    ReformatMode, Settings,
 };
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
-use crate::pipeline::{Parts, Reformatter};
+use crate::pipeline::{PairPart, Parts, Reformatter, RouterCard};
 use referral_experts::local::{LocalDefaults, LocalExpert};
 use referral_experts::openai::{self, OpenAiExpert};
-use referral_experts::{Expert, shipped};
+use referral_experts::{Card, Expert, shipped};
 use referral_lm::adapter::Adapter;
 use referral_lm::engine::Engine;
 use referral_lm::{LanguageModel, LmError, fetch};
-use referral_router::Router;
-use referral_router::reformat;
+use referral_router::cost::GainModel;
+use referral_router::graph::{Decider, Node};
+use referral_router::policy::pair::Pair;
+use referral_router::{Graph, Router, RouterError, reformat};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +34,17 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
         None => Router::shipped(router_model),
     }
     .map_err(|error| ServeError::Router(Box::new(error)))?;
-    tokens::check(settings, router.experts())?;
+    let graph = graph(
+        settings,
+        Arc::new(router),
+        known(&models, &settings.router.model)?,
+    )?;
+    tokens::check(settings, &graph)?;
+    let pairs = settings.pairs.iter().map(|pair| {
+        let model = known(&models, &settings.router.model)?.clone();
+        pair_part(pair, model).map_err(|error| ServeError::Router(Box::new(error)))
+    });
+    let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
     let mut workshop = Workshop {
         settings,
         models,
@@ -40,8 +53,19 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
         metrics: &metrics,
     };
     let mut experts = Vec::with_capacity(settings.experts.len());
+    let mut nodes = Vec::new();
     for expert in &settings.experts {
-        experts.push(workshop.expert(expert)?);
+        match graph.node(expert.id.as_str()) {
+            Some(node) => nodes.push(RouterCard {
+                id: expert.id.clone(),
+                kind: expert.kind,
+                card: Card {
+                    model: format!("router: {}", node.decider.experts().join(", ")),
+                    ..expert.card.clone()
+                },
+            }),
+            None => experts.extend(workshop.expert(expert)?),
+        }
     }
     let reformatter = match settings.router.reformat.mode {
         ReformatMode::Never => None,
@@ -49,7 +73,9 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
     };
     Ok(Parts {
         experts,
-        decider: Arc::new(router),
+        graph,
+        nodes,
+        pairs,
         reformatter,
         log,
         metrics,
@@ -65,7 +91,7 @@ fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeE
             .iter()
             .filter_map(|expert| match &expert.provider {
                 Provider::Local(local) => Some(local.model.as_str()),
-                Provider::OpenAi(_) => None,
+                Provider::OpenAi(_) | Provider::Router(_) => None,
             }),
     );
     wanted.sort_unstable();
@@ -87,6 +113,56 @@ fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeE
         models.insert(name.to_owned(), loaded);
     }
     Ok(models)
+}
+
+/// The router with the routers below it, which read with `model`.
+///
+/// # Errors
+/// [`ServeError::Expert`] for a router that cannot be loaded, [`ServeError::Graph`] for a circle and the like.
+pub(crate) fn graph(
+    settings: &Settings,
+    top: Arc<dyn Decider>,
+    model: &LanguageModel,
+) -> Result<Graph, ServeError> {
+    let mut nodes = Vec::new();
+    for expert in &settings.experts {
+        if let Provider::Router(node) = &expert.provider {
+            let router =
+                Router::load(&node.directory, model.clone()).map_err(|error| failed(expert, error))?;
+            nodes.push(Node {
+                name: expert.id.to_string(),
+                decider: Arc::new(router),
+                otherwise: node.otherwise.clone(),
+                min_confidence: node.min_confidence,
+            });
+        }
+    }
+    Ok(Graph::new(
+        top,
+        settings.policy.min_confidence,
+        nodes,
+        settings.max_depth,
+    )?)
+}
+
+/// A pair with its head, which is read by the router's model.
+fn pair_part(settings: &PairSettings, model: LanguageModel) -> Result<PairPart, RouterError> {
+    let head = match &settings.gain_model {
+        Some(directory) => GainModel::load(directory, model),
+        None => GainModel::shipped(model),
+    }?;
+    Ok(PairPart {
+        pair: Pair {
+            strong: settings.strong.clone(),
+            weak: settings.weak.clone(),
+            threshold: match settings.threshold {
+                PairThreshold::Share(share) => head.threshold_for_share(share),
+                PairThreshold::Gain(gain) => gain,
+            },
+        },
+        gains: Arc::new(head),
+        cascade: settings.cascade,
+    })
 }
 
 fn known<'a>(
@@ -114,10 +190,12 @@ struct Workshop<'a> {
 }
 
 impl Workshop<'_> {
-    fn expert(&mut self, settings: &ExpertSettings) -> Result<Arc<dyn Expert>, ServeError> {
+    /// `None` of a router, which answers nothing.
+    fn expert(&mut self, settings: &ExpertSettings) -> Result<Option<Arc<dyn Expert>>, ServeError> {
         match &settings.provider {
-            Provider::Local(local) => self.local(settings, local),
-            Provider::OpenAi(remote) => open_ai(settings, remote),
+            Provider::Local(local) => self.local(settings, local).map(Some),
+            Provider::OpenAi(remote) => open_ai(settings, remote).map(Some),
+            Provider::Router(_) => Ok(None),
         }
     }
 

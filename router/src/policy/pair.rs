@@ -32,9 +32,17 @@ pub fn threshold_for_price(extra_price: f64, worth: f64) -> f32 {
     }
 }
 
+/// Whether the gain has to be asked for: the choice fell on one of the pair, and the caller did not name it.
+pub fn concerns(choice: &Choice, pair: &Pair) -> bool {
+    let first = choice.order.first();
+    !choice.reasons.contains(&Reason::Requested)
+        && first.is_some_and(|name| *name == pair.strong || *name == pair.weak)
+}
+
 /// Settles a choice that fell on one of the pair: the one that the gain speaks for is asked first, the other stands
 /// right behind it. Other choices, and an expert that the caller named, stay as they are. An expert that may not be
-/// asked, or cannot, is not brought in.
+/// asked, or cannot, is not brought in. The reasons say who of the pair it is, and before that what kept the strong
+/// one away if the gain spoke for it.
 pub fn settle(
     mut choice: Choice,
     gain: f32,
@@ -42,22 +50,28 @@ pub fn settle(
     candidates: &[Candidate],
     settings: &PolicySettings,
 ) -> Choice {
-    let is_of_pair = |name: &String| *name == pair.strong || *name == pair.weak;
-    let is_requested = choice.reasons.contains(&Reason::Requested);
-    if is_requested || !choice.order.first().is_some_and(is_of_pair) {
+    if !concerns(&choice, pair) {
         return choice;
     }
+    let is_of_pair = |name: &String| *name == pair.strong || *name == pair.weak;
     let (first, second) = if gain >= pair.threshold {
         (&pair.strong, &pair.weak)
     } else {
         (&pair.weak, &pair.strong)
     };
+    let blocked = obstacle(first, candidates, settings);
     let usable = [first, second]
         .into_iter()
         .filter(|name| obstacle(name, candidates, settings).is_none());
     let mut order: Vec<String> = usable.cloned().collect();
     let others = choice.order.into_iter().filter(|name| !is_of_pair(name));
     order.extend(others);
+    let settled = match order.first() {
+        Some(name) if *name == pair.strong => Reason::Strong,
+        _ => Reason::Weak,
+    };
+    let blocked = blocked.filter(|reason| !choice.reasons.contains(reason));
+    choice.reasons.extend(blocked.into_iter().chain([settled]));
     choice.order = order;
     choice
 }
@@ -134,6 +148,11 @@ mod tests {
         };
         assert_eq!(settled(false).order, ["small"]);
         assert_eq!(settled(true).order, ["big", "small"]);
+        assert_eq!(
+            settled(false).reasons,
+            [Reason::Abstained, Reason::Residency, Reason::Weak]
+        );
+        assert_eq!(settled(true).reasons, [Reason::Abstained, Reason::Strong]);
     }
 
     #[test]
@@ -160,7 +179,9 @@ mod tests {
             let usable = |name: &&str| obstacle(name, &all, &settings).is_none();
             let order: Vec<&str> = names.into_iter().filter(|name| usable(name)).collect();
             prop_assume!(!order.is_empty());
-            let found = settle(choice(&order, Reason::Abstained), gain, &pair(), &all, &settings).order;
+            let settled = settle(choice(&order, Reason::Abstained), gain, &pair(), &all, &settings);
+            let found = settled.order;
+            prop_assert_eq!(settled.reasons.contains(&Reason::Strong), found[0] == "big");
             prop_assert!(found.iter().all(|name| usable(&name.as_str())));
             let distinct: std::collections::HashSet<&String> = found.iter().collect();
             prop_assert_eq!(distinct.len(), found.len());

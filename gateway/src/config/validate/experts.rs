@@ -1,8 +1,12 @@
 //! Experts: exactly one provider each, and what its model, adapter, address and headers must be.
 
 use super::super::check::suggestion;
-use super::super::raw::{RawCard, RawExpert, RawKind, RawLocal, RawModality, RawOpenAi, RawResidency};
-use super::super::settings::{AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, Provider};
+use super::super::raw::{
+    RawCard, RawExpert, RawKind, RawLocal, RawModality, RawNode, RawOpenAi, RawResidency,
+};
+use super::super::settings::{
+    AdapterSource, ExpertSettings, LocalSettings, NodeSettings, OpenAiSettings, Provider,
+};
 use super::{HOUR, Problems};
 use referral_experts::{Card, ExpertId, ExpertKind, Modality, Residency, shipped};
 use std::collections::BTreeMap;
@@ -18,8 +22,8 @@ pub(super) fn expert(
     warnings: &mut Vec<String>,
 ) -> Option<ExpertSettings> {
     let id = ExpertId::try_from(name).map_err(|error| problems.add(&["experts", name], error.to_string()));
-    let (provider, model_name, default_residency) = match (raw.local, raw.openai) {
-        (Some(raw), None) => {
+    let (provider, model_name, default_residency) = match (raw.local, raw.openai, raw.router) {
+        (Some(raw), None, None) => {
             let model = raw.model.clone();
             (
                 Provider::Local(local(name, raw, models, problems)),
@@ -27,7 +31,7 @@ pub(super) fn expert(
                 Residency::OnPremises,
             )
         }
-        (None, Some(raw)) => {
+        (None, Some(raw), None) => {
             let model = raw.model.clone();
             (
                 Provider::OpenAi(openai(name, raw, problems, warnings)),
@@ -35,17 +39,22 @@ pub(super) fn expert(
                 Residency::External,
             )
         }
-        (None, None) => {
+        (None, None, Some(raw)) => (
+            Provider::Router(node(raw)),
+            "router".to_owned(),
+            Residency::OnPremises,
+        ),
+        (None, None, None) => {
             problems.add(
                 &["experts", name],
-                "has no provider: give it `local:` or `openai:`".to_owned(),
+                "has no provider: give it `local:`, `openai:` or `router:`".to_owned(),
             );
             return None;
         }
-        (Some(_), Some(_)) => {
+        _ => {
             problems.add(
                 &["experts", name],
-                "has two providers: keep one of local and openai".to_owned(),
+                "has several providers: keep one of local, openai and router".to_owned(),
             );
             return None;
         }
@@ -61,6 +70,36 @@ pub(super) fn expert(
         card: card(raw.card, model_name, default_residency),
         provider,
     })
+}
+
+fn node(raw: RawNode) -> NodeSettings {
+    NodeSettings {
+        directory: PathBuf::from(raw.directory),
+        otherwise: raw.otherwise,
+        min_confidence: raw.min_confidence,
+    }
+}
+
+/// Who stands in for a router is there and answers.
+pub(super) fn stand_ins(experts: &[ExpertSettings], problems: &mut Problems) {
+    let workers: Vec<&str> = experts
+        .iter()
+        .filter(|expert| expert.is_worker())
+        .map(|expert| expert.id.as_str())
+        .collect();
+    for expert in experts {
+        let Provider::Router(node) = &expert.provider else {
+            continue;
+        };
+        if !workers.contains(&node.otherwise.as_str()) {
+            let message = format!(
+                "no expert that answers is called {:?}: {}",
+                node.otherwise,
+                suggestion(&node.otherwise, &workers)
+            );
+            problems.add(&["experts", expert.id.as_str(), "router", "otherwise"], message);
+        }
+    }
 }
 
 fn card(raw: RawCard, model: String, residency: Residency) -> Card {

@@ -1,6 +1,7 @@
 //! Routers and experts that fail: who stands in, who does not, and what the client is told.
 
 use super::*;
+use crate::metrics::Setback;
 
 #[tokio::test]
 async fn a_failed_router_leaves_it_to_the_generalist_and_is_counted() {
@@ -54,7 +55,7 @@ async fn a_failure_before_the_first_text_is_answered_by_another_and_told() {
             last.fallbacks,
             [FailedAttempt {
                 expert: "pharmacy".to_owned(),
-                kind
+                setback: Setback::Failed(kind)
             }]
         );
         assert_eq!(last.reasons, [Reason::Routed, Reason::Fallback]);
