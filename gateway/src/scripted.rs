@@ -4,7 +4,7 @@ use crate::compute::Gains;
 use crate::config::{Settings, Variables};
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
-use crate::pipeline::{PairPart, Parts, Pipeline, RouterCard};
+use crate::pipeline::{PairPart, Parts, Pipeline, Reformatter, RouterCard};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use referral_experts::{
@@ -196,6 +196,20 @@ impl Decider for ScriptedDecider {
     }
 }
 
+/// Writes what a query says behind "as: ", hangs on "slow", fails on anything else.
+struct ScriptedReformatter;
+
+#[async_trait]
+impl Reformatter for ScriptedReformatter {
+    async fn write(&self, expert: &str, query: &str, _deadline: Instant) -> Option<String> {
+        if query.contains("slow") {
+            return futures::future::pending().await;
+        }
+        let (_, argument) = query.split_once("as: ")?;
+        Some(format!("{argument} ({expert})')"))
+    }
+}
+
 /// A router below: refers "… lung …" to lung with 0.8, the rest to breast, and abstains on "… unclear …".
 pub(crate) struct ScriptedNode;
 
@@ -368,6 +382,7 @@ impl Bench {
             graph,
             nodes: graph_nodes,
             pairs,
+            reformatter: Some(Arc::new(ScriptedReformatter)),
             log: DecisionLog::open(&settings.log).unwrap(),
             metrics,
         };

@@ -328,6 +328,8 @@ mod decisions {
             outcome: Outcome::Routed,
             error_kind: None,
             finish: None,
+            reformat: None,
+            reformatted: None,
         }
     }
 

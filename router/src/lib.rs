@@ -18,6 +18,7 @@ mod lexical;
 pub mod octopus_v4;
 pub mod plots;
 pub mod policy;
+pub mod reformat;
 mod scope;
 #[cfg(test)]
 mod tiny;

@@ -1,5 +1,7 @@
 //! `referral eval`: measures a router on labelled queries.
 
+mod reformat;
+
 use super::failure::Failure;
 use super::options::{ConfigOptions, GainOptions, LabelFields, RouterOptions};
 use super::output::{Format, print_json, stdout};
@@ -43,6 +45,8 @@ enum Command {
     /// Predict what a strong model gains over a weak one and report APGR, CPT50 and CPT80
     #[command(after_help = COST_EXAMPLES)]
     Cost(CostArguments),
+    /// Put queries in better words and report how many keep every fact
+    Reformat(reformat::Arguments),
 }
 
 const COST_EXAMPLES: &str = "\
@@ -84,6 +88,7 @@ pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
             format,
         } => routing(data, fields, router, plots.as_deref(), *format, config),
         Command::Cost(arguments) => cost(arguments, config),
+        Command::Reformat(arguments) => reformat::run(arguments, config),
     }
 }
 

@@ -1,15 +1,15 @@
 //! `referral train`: routers and low-rank adapters from data files.
 
+mod adapter;
+
 use super::failure::Failure;
 use super::options::{ConfigOptions, LabelFields, ModelOptions};
-use super::output::{print_json, stdout};
+use super::output::stdout;
 use super::telemetry;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use referral_lm::fetch::fetch;
 use referral_lm::load::Checkpoint;
-use referral_lm::tokenize::Tokenizer;
-use referral_lm::train::{TrainAdapterOptions, TrainReport, train_adapter};
 use referral_router::cost::GainRow;
 use referral_router::cost::train::{TrainGainOptions, train_gain};
 use referral_router::dataset::{Reader, Row};
@@ -33,8 +33,11 @@ enum Command {
     #[command(after_help = COST_EXAMPLES)]
     Cost(CostArguments),
     /// Train a low-rank adapter on questions and answers
-    #[command(after_help = ADAPTER_EXAMPLES)]
-    Adapter(AdapterArguments),
+    #[command(after_help = adapter::EXAMPLES)]
+    Adapter(adapter::Arguments),
+    /// Train the adapter that puts queries in better words for the expert
+    #[command(after_help = adapter::REFORMAT_EXAMPLES)]
+    Reformat(adapter::ReformatArguments),
 }
 
 const ROUTER_EXAMPLES: &str = "\
@@ -52,14 +55,6 @@ cost.safetensors, a report and a card.
 Example:
   referral train cost --data train.jsonl.gz --dev dev.jsonl.gz --out my-pair
   referral eval cost --data test.jsonl.gz --router my-pair";
-
-const ADAPTER_EXAMPLES: &str = "\
-Beside FILE, the loss curve (FILE.loss.csv) and the state to resume from (FILE.state) are written.
-
-Example:
-  referral train adapter --data answers.jsonl.gz --dev dev.jsonl.gz --out cardiology.safetensors --steps 600
-then, in the configuration:
-  experts: { cardiopulmonary: { local: { adapter: cardiology.safetensors } } }";
 
 #[derive(Debug, Args)]
 struct RouterArguments {
@@ -133,66 +128,13 @@ struct CostArguments {
     model: ModelOptions,
 }
 
-#[derive(Debug, Args)]
-struct AdapterArguments {
-    /// Rows {question, answer}, with an optional system: JSON lines, .gz is read too
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
-    /// Held-out rows, for perplexity with and without the adapter
-    #[arg(long, value_name = "FILE")]
-    dev: Option<PathBuf>,
-    /// Adapter to write (safetensors)
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// System prompt for rows without one; give it again for more, each row draws one
-    #[arg(long = "system", value_name = "TEXT")]
-    systems: Vec<String>,
-    /// Rank of the adapter
-    #[arg(long, default_value_t = TrainAdapterOptions::default().rank)]
-    rank: usize,
-    /// The update is scaled by alpha / rank
-    #[arg(long, default_value_t = TrainAdapterOptions::default().alpha)]
-    alpha: f32,
-    /// How many of the last layers carry it
-    #[arg(long, default_value_t = TrainAdapterOptions::default().layers)]
-    layers: usize,
-    /// Optimiser steps
-    #[arg(long, default_value_t = TrainAdapterOptions::default().steps)]
-    steps: usize,
-    /// Most tokens in a step
-    #[arg(long, default_value_t = TrainAdapterOptions::default().batch_tokens)]
-    batch_tokens: usize,
-    /// Most tokens of a row
-    #[arg(long, default_value_t = TrainAdapterOptions::default().max_tokens)]
-    max_tokens: usize,
-    /// Peak of the learning rate
-    #[arg(long, default_value_t = TrainAdapterOptions::default().learning_rate)]
-    learning_rate: f64,
-    /// Steps of linear warm-up before the cosine
-    #[arg(long, default_value_t = TrainAdapterOptions::default().warmup)]
-    warmup: usize,
-    /// Seed of initial values and of the rows' order
-    #[arg(long, default_value_t = TrainAdapterOptions::default().seed)]
-    seed: u64,
-    /// Go on from the state of an interrupted run
-    #[arg(long)]
-    resume: bool,
-    /// Threads; all of the machine's if left out
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    model: ModelOptions,
-}
-
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
     match &arguments.command {
         Command::Router(arguments) => router(arguments, config),
         Command::Cost(arguments) => cost(arguments, config),
-        Command::Adapter(arguments) => adapter(arguments, config),
+        Command::Adapter(arguments) => adapter::run(arguments, config),
+        Command::Reformat(arguments) => adapter::reformat(arguments, config),
     }
 }
 
@@ -261,70 +203,5 @@ fn cost(arguments: &CostArguments, config: &ConfigOptions) -> Result<(), Failure
     let report = train_gain(&arguments.model.load(&settings)?, &options, &bar)?;
     bar.finish_and_clear();
     write!(stdout(), "{report}")?;
-    Ok(())
-}
-
-fn adapter(arguments: &AdapterArguments, config: &ConfigOptions) -> Result<(), Failure> {
-    let settings = config.load()?.settings;
-    telemetry::start(&settings.telemetry);
-    let options = TrainAdapterOptions {
-        data: arguments.data.clone(),
-        dev: arguments.dev.clone(),
-        out: arguments.out.clone(),
-        systems: arguments.systems.clone(),
-        rank: arguments.rank,
-        alpha: arguments.alpha,
-        layers: arguments.layers,
-        steps: arguments.steps,
-        batch_tokens: arguments.batch_tokens,
-        max_tokens: arguments.max_tokens,
-        learning_rate: arguments.learning_rate,
-        warmup: arguments.warmup,
-        seed: arguments.seed,
-        resume: arguments.resume,
-        threads: arguments.threads,
-        ..TrainAdapterOptions::default()
-    };
-    let weights = fetch(&arguments.model.settings(&settings)?.spec)?;
-    let (checkpoint, tokenizer) = (Checkpoint::open(&weights)?, Tokenizer::open(&weights)?);
-    // The trainer draws its own bar, or logs where there is no terminal.
-    let report = train_adapter(&checkpoint, &tokenizer, &options, &mut |_| {})?;
-    if arguments.json {
-        print_json(&report)
-    } else {
-        print_report(&options, &report)
-    }
-}
-
-fn print_report(options: &TrainAdapterOptions, report: &TrainReport) -> Result<(), Failure> {
-    let mut out = stdout();
-    writeln!(
-        out,
-        "adapter        {} ({} parameters)",
-        options.out.display(),
-        report.parameters
-    )?;
-    writeln!(
-        out,
-        "steps          {} ({} rows, {} answer tokens)",
-        report.steps, report.rows, report.answer_tokens
-    )?;
-    writeln!(
-        out,
-        "time           {:.0} s, {:.0} tokens/s",
-        report.seconds, report.tokens_per_second
-    )?;
-    writeln!(
-        out,
-        "loss           {:.3} to {:.3}",
-        report.first_loss, report.last_loss
-    )?;
-    if let Some(dev) = &report.dev {
-        writeln!(
-            out,
-            "perplexity     {:.2} (base model {:.2}) on {} held-out rows",
-            dev.adapter_perplexity, dev.base_perplexity, dev.rows
-        )?;
-    }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod validate;
 
 pub use error::{ConfigError, Problem, Problems};
 pub use layers::{DEFAULTS, Variables};
+pub use raw::ReformatMode;
 pub use schema::schema;
 pub use secret::Secret;
 pub use settings::{

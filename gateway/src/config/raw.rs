@@ -155,6 +155,35 @@ pub(crate) struct RawRouter {
     pub queue_capacity: usize,
     /// Decisions remembered, so that a repeated query is not routed twice.
     pub cache: RawCache,
+    /// Better words for the expert.
+    pub reformat: RawReformat,
+}
+
+/// Better words for the expert: the model writes the query anew, beside the original.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawReformat {
+    /// For which queries; each costs tens of generated tokens.
+    pub mode: ReformatMode,
+    /// Least confidence of those, for `when_confident`.
+    #[schemars(range(min = 0, max = 1))]
+    pub min_confidence: f32,
+    /// Low-rank adapter of `router.model`, written by `referral train reformat`; `null` is the shipped one.
+    pub adapter: Option<String>,
+    /// Longest wait for the words, e.g. `2s`; then the expert gets the original alone.
+    pub time_limit: String,
+}
+
+/// Which queries are put in better words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReformatMode {
+    /// None.
+    Never,
+    /// Those that the router refers with at least `min_confidence`.
+    WhenConfident,
+    /// All that the router refers.
+    Always,
 }
 
 /// Decisions remembered.

@@ -1,6 +1,8 @@
 //! The validated configuration: immutable, typed, and all that the rest of the gateway sees of it.
 
+use super::raw::ReformatMode;
 use super::secret::Secret;
+use crate::pipeline::ReformatSettings;
 use referral_experts::{Card, ExpertId, ExpertKind};
 use referral_lm::engine::EngineOptions;
 use referral_lm::fetch::ModelSpec;
@@ -90,6 +92,10 @@ pub struct RouterSettings {
     pub cache_capacity: u64,
     /// How long a decision is kept.
     pub cache_ttl: Duration,
+    /// Better words for the expert.
+    pub reformat: ReformatSettings,
+    /// The adapter that writes them; `None` is the shipped one.
+    pub reformat_adapter: Option<PathBuf>,
 }
 
 /// A strong and a weak expert of one field.
@@ -152,10 +158,10 @@ pub struct ExpertSettings {
 impl Settings {
     /// Whether anything reads with the router's model.
     pub fn needs_router_model(&self) -> bool {
-        let is_router = |expert: &ExpertSettings| !expert.is_worker();
         self.router.backend == Backend::Functional
+            || self.router.reformat.mode != ReformatMode::Never
             || !self.pairs.is_empty()
-            || self.experts.iter().any(is_router)
+            || self.experts.iter().any(|expert| !expert.is_worker())
     }
 }
 

@@ -15,6 +15,7 @@ use super::raw::{
 use super::settings::{
     ExpertSettings, LogSettings, ModelSettings, RouterSettings, ServerSettings, Settings, TelemetrySettings,
 };
+use crate::pipeline::ReformatSettings;
 use experts::expert;
 use referral_experts::Residency;
 use referral_lm::engine::EngineOptions;
@@ -65,6 +66,17 @@ pub(super) fn validate(
             SECOND,
             30 * DAY,
         ),
+        reformat: ReformatSettings {
+            mode: raw.router.reformat.mode,
+            min_confidence: raw.router.reformat.min_confidence,
+            time_limit: problems.duration(
+                &["router", "reformat", "time_limit"],
+                &raw.router.reformat.time_limit,
+                Duration::from_millis(1),
+                HOUR,
+            ),
+        },
+        reformat_adapter: raw.router.reformat.adapter.map(PathBuf::from),
     };
     let generalist = &raw.policy.generalist;
     match experts.get(generalist) {

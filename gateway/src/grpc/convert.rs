@@ -37,6 +37,11 @@ pub fn decision_to_wire(decision: Decision) -> v1::Decision {
         in_scope: decision.in_scope,
         gain: decision.gain,
         path: decision.path,
+        reformat: decision.reformatted.map(|new| v1::Reformat {
+            outcome: new.outcome.as_str().to_owned(),
+            text: new.text,
+            latency_us: micros(new.latency),
+        }),
     }
 }
 

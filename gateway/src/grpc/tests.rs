@@ -50,6 +50,7 @@ impl Served {
             graph: Graph::single(Arc::new(ScriptedDecider::default())),
             nodes: Vec::new(),
             pairs: Vec::new(),
+            reformatter: None,
             log,
             metrics: gateway.metrics().clone(),
         };

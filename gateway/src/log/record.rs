@@ -59,6 +59,10 @@ pub struct DecisionRecord {
     pub error_kind: Option<&'static str>,
     /// Why the answer ended.
     pub finish: Option<Finish>,
+    /// What became of putting the query in better words, of a closed set; `None` if that was not tried.
+    pub reformat: Option<&'static str>,
+    /// The better words, if they were used; stored only where `log.store_text` is on.
+    pub reformatted: Option<String>,
 }
 
 /// An expert that was asked and gave no text.

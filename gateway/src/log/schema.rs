@@ -15,6 +15,8 @@ const ADDED: &[(i64, &str)] = &[
         2,
         "ALTER TABLE decisions ADD COLUMN path TEXT NOT NULL DEFAULT '[]'",
     ),
+    (2, "ALTER TABLE decisions ADD COLUMN reformat TEXT"),
+    (2, "ALTER TABLE decisions ADD COLUMN reformatted TEXT"),
 ];
 
 const TABLES: &str = "
@@ -46,7 +48,9 @@ CREATE TABLE decisions (
     finish_reason TEXT,
     in_scope REAL,
     gain REAL,
-    path TEXT NOT NULL DEFAULT '[]'
+    path TEXT NOT NULL DEFAULT '[]',
+    reformat TEXT,
+    reformatted TEXT
 ) STRICT;
 CREATE INDEX decisions_received ON decisions (received_us);
 CREATE TABLE feedback (

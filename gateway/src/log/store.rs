@@ -70,6 +70,10 @@ pub struct StoredDecision {
     pub error_kind: Option<String>,
     /// Why the answer ended.
     pub finish_reason: Option<String>,
+    /// What became of putting the query in better words.
+    pub reformat: Option<String>,
+    /// The better words, if they were used and texts are stored.
+    pub reformatted: Option<String>,
 }
 
 /// Feedback as it is stored.
@@ -196,6 +200,8 @@ fn decision(row: &Row<'_>) -> rusqlite::Result<StoredDecision> {
         outcome: row.get("outcome")?,
         error_kind: row.get("error_kind")?,
         finish_reason: row.get("finish_reason")?,
+        reformat: row.get("reformat")?,
+        reformatted: row.get("reformatted")?,
     })
 }
 

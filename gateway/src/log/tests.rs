@@ -50,6 +50,8 @@ fn record(query: &str) -> DecisionRecord {
         mean_log_probability: Some(-0.25),
         outcome: Outcome::Answered,
         error_kind: None,
+        reformat: Some("accepted"),
+        reformatted: Some(format!("What about {query}?")),
         finish: Some(Finish::Stop),
     }
 }
@@ -379,7 +381,8 @@ fn unusable_databases_are_refused_at_the_start() {
 
 #[test]
 fn a_log_of_an_older_version_is_brought_up_to_date() {
-    for (version, lacking) in [(1, &["in_scope", "gain", "path"][..]), (2, &["gain", "path"])] {
+    let new = ["in_scope", "gain", "path", "reformat", "reformatted"];
+    for (version, lacking) in [(1, &new[..]), (2, &new[1..])] {
         let directory = tempfile::tempdir().unwrap();
         let settings = settings(directory.path());
         let log = DecisionLog::open(&settings).unwrap();

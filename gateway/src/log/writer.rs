@@ -266,8 +266,12 @@ fn insert(
         .map(|(name, p)| (name.clone(), shortest(*p).into()))
         .collect();
     let mut statement = transaction.prepare_cached(
-        "INSERT OR IGNORE INTO decisions VALUES
-         (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25,?26,?27,?28)",
+        "INSERT OR IGNORE INTO decisions (
+            id, received_us, trace_id, endpoint, query_hash, query, labels, expert, likeliest, confidence, probabilities,
+            abstained, reasons, fallbacks, router_version, config_version, router_us, time_to_first_token_us, total_us,
+            prompt_tokens, completion_tokens, mean_log_probability, outcome, error_kind, finish_reason, in_scope,
+            gain, path, reformat, reformatted
+         ) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
     )?;
     statement.execute(params![
         record.id.to_string(),
@@ -302,6 +306,8 @@ fn insert(
         record.in_scope.map(shortest),
         record.gain.map(shortest),
         json(&record.path),
+        record.reformat,
+        record.reformatted.as_ref().filter(|_| store_text),
     ])?;
     Ok(())
 }

@@ -17,6 +17,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use referral_router::policy::Reason;
+use referral_router::reformat::Outcome;
 use std::time::Duration;
 use tonic::Code;
 
@@ -60,6 +61,8 @@ pub struct Metrics {
     cache_hits: IntCounter,
     cache_misses: IntCounter,
     expert_ready: IntGaugeVec,
+    reformats: IntCounterVec,
+    reformat_duration: Histogram,
     /// Queries admitted and not yet ended.
     pub in_flight: IntGauge,
     /// How many may be.
@@ -137,11 +140,21 @@ impl Metrics {
             cache_hits: on.counter("cache_hits_total", "Queries whose routing was in the decision cache")?,
             cache_misses: on.counter("cache_misses_total", "Queries whose routing was not")?,
             expert_ready: on.gauges("expert_ready", "1 if the expert could be asked at the last check", &["expert"])?,
+            reformats: on.counters(
+                "reformats_total",
+                "Queries that were to be put in better words, by what became of it",
+                &["outcome"],
+            )?,
+            reformat_duration: on.histogram(
+                "reformat_duration_seconds",
+                "Time for putting a query in better words",
+                FINE_SECONDS,
+            )?,
             in_flight: on.gauge("in_flight", "Queries admitted and not yet ended")?,
             admission_limit: on.gauge("admission_limit", "Queries that may be in flight")?,
             log_queue: on.gauge("decision_log_queue", "Decisions waiting to be written to the decision log")?,
             router_queue: on.gauge("router_queue_depth", "Queries waiting for the router's thread")?,
-            router_batch: on.histogram("router_batch_size", "Queries routed in one forward pass", &[1.0, 2.0, 4.0, 8.0])?,
+            router_batch: on.histogram("router_batch_size", "Queries routed in one forward pass", &[1.0, 2.0, 4.0, 8.0, 16.0])?,
         };
         let build = Gauge::with_opts(
             Opts::new("referral_build_info", "1; the labels say what runs")
@@ -174,6 +187,9 @@ impl Metrics {
                 self.requests
                     .with_label_values(&[method.as_str(), labels::code_label(code)]);
             }
+        }
+        for outcome in Outcome::ALL {
+            self.reformats.with_label_values(&[outcome.as_str()]);
         }
         for kind in ErrorKind::ALL {
             self.errors.with_label_values(&[kind.as_str()]);
@@ -269,6 +285,11 @@ impl Metrics {
         self.descents
             .with_label_values(&[&depth.to_string(), outcome])
             .inc();
+    }
+    /// A query was to be put in better words.
+    pub fn reformatted(&self, outcome: Outcome, took: Duration) {
+        self.reformats.with_label_values(&[outcome.as_str()]).inc();
+        self.reformat_duration.observe(took.as_secs_f64());
     }
     /// One of a pair, named by its weak expert, answered.
     pub fn pair(&self, weak: &str, outcome: PairOutcome) {

@@ -1,5 +1,6 @@
 //! Who answers a query, and why, as the API, the log and the metrics tell it.
 
+use super::Reformatted;
 use crate::metrics::Setback;
 use referral_experts::{Finish, TokenUsage};
 use referral_router::policy::Reason;
@@ -45,6 +46,8 @@ pub struct Decision {
     pub router_latency: Duration,
     /// W3C trace id.
     pub trace_id: String,
+    /// Whether the expert got the query in better words; `None` if that was not tried.
+    pub reformatted: Option<Reformatted>,
 }
 
 /// How a complete answer ended.

@@ -17,6 +17,7 @@ mod error;
 mod parts;
 mod query;
 mod record;
+mod reformat;
 mod roster;
 mod run;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use deadline::parse_grpc_timeout;
 pub use decision::{AnswerEnd, Decision, FailedAttempt};
 pub use error::GatewayError;
 pub use parts::{PairPart, Parts, RouterCard};
+pub use reformat::{ReformatSettings, Reformatted, Reformatter};
 
 use crate::compute::{RouterLimits, RouterThread};
 use crate::config::{ServerSettings, Settings};
@@ -56,13 +58,15 @@ use uuid::Uuid;
 /// Pieces of an answer that may wait for the client to read.
 const UNREAD: usize = 32;
 /// Queries routed in one forward pass.
-const ROUTER_BATCH: usize = 8;
+const ROUTER_BATCH: usize = 16;
 
 /// The gateway behind its ports.
 pub struct Pipeline {
     server: ServerSettings,
     policy: PolicySettings,
     max_fallbacks: usize,
+    reformat: ReformatSettings,
+    reformatter: Option<Arc<dyn Reformatter>>,
     config_version: String,
     admission: Admission,
     router: RouterThread,
@@ -88,6 +92,7 @@ impl Pipeline {
             graph,
             nodes,
             pairs,
+            reformatter,
             log,
             metrics,
         } = parts;
@@ -131,6 +136,8 @@ impl Pipeline {
             server: settings.server.clone(),
             policy: settings.policy.clone(),
             max_fallbacks: settings.max_fallbacks,
+            reformat: settings.router.reformat.clone(),
+            reformatter,
             config_version: settings.version.clone(),
             admission: Admission::new(limit, metrics.in_flight.clone()),
             router,

@@ -1,5 +1,6 @@
 //! What a pipeline is made of.
 
+use super::Reformatter;
 use crate::compute::Gains;
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
@@ -18,6 +19,8 @@ pub struct Parts {
     pub nodes: Vec<RouterCard>,
     /// Pairs of a strong and a weak expert; no expert is in two.
     pub pairs: Vec<PairPart>,
+    /// Who puts queries in better words, if anybody does.
+    pub reformatter: Option<Arc<dyn Reformatter>>,
     /// Where decisions are kept.
     pub log: DecisionLog,
     /// What is measured.

@@ -90,6 +90,8 @@ impl Run {
             },
             error_kind: outcome.as_ref().err().map(GatewayError::expert_kind_label),
             finish: end.map(|end| end.finish),
+            reformat: decision.reformatted.as_ref().map(|new| new.outcome.as_str()),
+            reformatted: decision.reformatted.as_ref().and_then(|new| new.text.clone()),
         }
     }
 }

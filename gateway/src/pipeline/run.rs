@@ -105,6 +105,7 @@ impl Run {
             router_version: pipeline.router.graph().version().to_owned(),
             router_latency: Duration::ZERO,
             trace_id: call.trace_id.clone(),
+            reformatted: None,
         };
         let query = ValidQuery {
             ask: referral_experts::Query {
@@ -154,6 +155,9 @@ impl Run {
 
     async fn drive(&mut self) -> Result<Option<AnswerEnd>, GatewayError> {
         let plan = self.decide().await?;
+        self.waiting.begin();
+        self.reformat(plan.order.first()).await;
+        self.waiting.end();
         match self.task {
             Task::Route => {
                 let first = plan.order.into_iter().next();
@@ -269,12 +273,11 @@ impl Run {
             .get(&name)
             .cloned()
             .ok_or(GatewayError::NobodyAvailable)?;
+        let question = self.question(&name);
         self.name(name);
         self.asked = Some(Instant::now());
         self.waiting.begin();
-        let started = expert
-            .answer(self.query.ask.clone(), self.call.deadline.at().into_std())
-            .await;
+        let started = expert.answer(question, self.call.deadline.at().into_std()).await;
         self.waiting.end();
         if started.is_ok() {
             self.announce().await?;

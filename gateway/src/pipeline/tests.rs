@@ -2,6 +2,7 @@ mod failures;
 mod graph;
 mod limits;
 mod pairs;
+mod reformat;
 
 use super::*;
 use crate::log::DecisionStore;

@@ -44,6 +44,9 @@ pub enum ServeError {
     /// The router could not be loaded.
     #[error("router: {0}")]
     Router(#[source] Box<referral_router::RouterError>),
+    /// The adapter that puts queries in better words could not be loaded.
+    #[error("router.reformat.adapter: {0}")]
+    Reformat(#[source] Box<referral_lm::LmError>),
     /// The router and the configuration do not know the same experts.
     #[error(
         "the router and the configuration do not fit: {}. To start all the same, set router.allow_unmatched to true",

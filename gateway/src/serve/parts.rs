@@ -1,13 +1,14 @@
 //! From settings to the parts of a pipeline: models, engines, router, experts, log. Blocking.
 
 use super::{ServeError, tokens};
+use crate::compute::EngineReformatter;
 use crate::config::{
     AdapterSource, Backend, ExpertSettings, LocalSettings, OctopusSettings, OpenAiSettings, PairSettings,
-    PairThreshold, Provider, Settings,
+    PairThreshold, Provider, ReformatMode, Settings,
 };
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
-use crate::pipeline::{PairPart, Parts, RouterCard};
+use crate::pipeline::{PairPart, Parts, Reformatter, RouterCard};
 use referral_experts::local::{LocalDefaults, LocalExpert};
 use referral_experts::openai::{self, OpenAiExpert};
 use referral_experts::{Card, Expert, shipped};
@@ -18,7 +19,7 @@ use referral_router::cost::GainModel;
 use referral_router::graph::{Decider, Node};
 use referral_router::octopus_v4::OctopusV4;
 use referral_router::policy::pair::Pair;
-use referral_router::{Graph, Router, RouterError};
+use referral_router::{Graph, Router, RouterError, reformat};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -68,11 +69,16 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
             None => experts.extend(workshop.expert(expert)?),
         }
     }
+    let reformatter = match settings.router.reformat.mode {
+        ReformatMode::Never => None,
+        _ => Some(workshop.reformatter()?),
+    };
     Ok(Parts {
         experts,
         graph,
         nodes,
         pairs,
+        reformatter,
         log,
         metrics,
     })
@@ -241,6 +247,18 @@ impl Workshop<'_> {
         )
         .map(|expert| Arc::new(expert) as Arc<dyn Expert>)
         .map_err(|error| failed(settings, error))
+    }
+
+    fn reformatter(&mut self) -> Result<Arc<dyn Reformatter>, ServeError> {
+        let router = &self.settings.router;
+        let base = known(&self.models, &router.model)?;
+        let adapter = match &router.reformat_adapter {
+            Some(path) => Adapter::load(path, base),
+            None => Adapter::from_bytes(reformat::SHIPPED_ADAPTER, base),
+        }
+        .map_err(|error| ServeError::Reformat(Box::new(error)))?;
+        let engine = self.engine(&router.model)?;
+        Ok(Arc::new(EngineReformatter::new(engine, Arc::new(adapter))))
     }
 
     fn engine(&mut self, model: &str) -> Result<Engine, ServeError> {

@@ -10,14 +10,15 @@ use flate2::read::MultiGzDecoder;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::path::Path;
 
-/// A line of the data file; other fields are ignored.
-#[derive(Debug, Clone, Deserialize)]
+/// What is read of a line of the data file.
+#[derive(Debug, Clone)]
 pub(super) struct Row {
     question: String,
     answer: String,
@@ -25,8 +26,54 @@ pub(super) struct Row {
     system: Option<String>,
 }
 
+/// Names of a row's fields, and which rows are read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RowFields {
+    /// Field with the question.
+    pub question: String,
+    /// Field with the answer.
+    pub answer: String,
+    /// Only rows whose field of the first name is the second text are read; all of these must hold.
+    pub only: Vec<(String, String)>,
+}
+
+impl Default for RowFields {
+    fn default() -> Self {
+        Self {
+            question: "question".to_owned(),
+            answer: "answer".to_owned(),
+            only: Vec::new(),
+        }
+    }
+}
+
+impl RowFields {
+    /// The row on a line; `None` for one that is not to be read. The error says what the line lacks.
+    fn row(&self, line: &str) -> Result<Option<Row>, String> {
+        let line: serde_json::Map<String, Value> =
+            serde_json::from_str(line).map_err(|error| error.to_string())?;
+        let text = |field: &str| match line.get(field) {
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            None | Some(Value::Null) => Ok(None),
+            Some(other) => Err(format!("field `{field}` is {other}, not a text")),
+        };
+        let needed = |field: &str| text(field)?.ok_or_else(|| format!("missing field `{field}`"));
+        for (field, wanted) in &self.only {
+            if needed(field)? != wanted {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Row {
+            question: tidy(needed(&self.question)?),
+            answer: tidy(needed(&self.answer)?),
+            system: text("system")?.map(str::to_owned),
+        }))
+    }
+}
+
 /// Reads JSON lines (`.gz`: compressed) and tidies white space.
-pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
+pub(super) fn read_rows(path: &Path, fields: &RowFields) -> Result<Vec<Row>> {
     let io = |source| LmError::Io {
         path: path.to_owned(),
         source,
@@ -47,20 +94,25 @@ pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
         if line.trim().is_empty() {
             continue;
         }
-        let mut row: Row = serde_json::from_str(&line).map_err(|error| {
+        let row = fields.row(&line).map_err(|error| {
             bad(format!(
-                "line {}: {error}; expected {{\"question\": .., \"answer\": ..}}",
-                index + 1
+                "line {}: {error}; expected {{\"{}\": .., \"{}\": ..}}",
+                index + 1,
+                fields.question,
+                fields.answer
             ))
         })?;
-        row.question = tidy(&row.question);
-        row.answer = tidy(&row.answer);
-        if !row.question.is_empty() && !row.answer.is_empty() {
-            rows.push(row);
-        }
+        rows.extend(row.filter(|row| !row.question.is_empty() && !row.answer.is_empty()));
     }
     if rows.is_empty() {
-        return Err(bad("it holds no row with a question and an answer".into()));
+        let only = fields
+            .only
+            .iter()
+            .map(|(field, wanted)| format!(" where {field} is {wanted:?}"));
+        let only = only.collect::<Vec<_>>().join(" and");
+        return Err(bad(format!(
+            "it holds no row with a question and an answer{only}"
+        )));
     }
     Ok(rows)
 }
@@ -350,9 +402,38 @@ mod tests {
             "{\"question\": \"a\", \"answer\": \"b\"}\n{\"question\": 3}\n",
         )
         .unwrap();
-        let error = read_rows(&path).unwrap_err().to_string();
-        assert!(error.contains("line 2"), "{error}");
+        let fields = RowFields::default();
+        let error = read_rows(&path, &fields).unwrap_err().to_string();
+        assert!(
+            error.contains("line 2") && error.contains("field `question` is 3"),
+            "{error}"
+        );
         std::fs::write(&path, "\n").unwrap();
-        assert!(matches!(read_rows(&path), Err(LmError::BadFile { .. })));
+        assert!(matches!(read_rows(&path, &fields), Err(LmError::BadFile { .. })));
+    }
+
+    #[test]
+    fn fields_may_have_other_names_and_rows_may_be_left_out() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let rows = [
+            r#"{"q": "a", "a": "b", "expert": "x"}"#,
+            r#"{"q": "c", "a": "d", "expert": "y"}"#,
+        ];
+        std::fs::write(&path, rows.join("\n")).unwrap();
+        let fields = |wanted: &str| RowFields {
+            question: "q".to_owned(),
+            answer: "a".to_owned(),
+            only: vec![("expert".to_owned(), wanted.to_owned())],
+        };
+        let read = read_rows(&path, &fields("y")).unwrap();
+        assert_eq!(
+            read.iter().map(|row| row.answer.as_str()).collect::<Vec<_>>(),
+            ["d"]
+        );
+        let error = read_rows(&path, &fields("z")).unwrap_err().to_string();
+        assert!(error.contains("where expert is \"z\""), "{error}");
+        std::fs::write(&path, r#"{"q": "a", "a": "b"}"#).unwrap();
+        let error = read_rows(&path, &fields("y")).unwrap_err().to_string();
+        assert!(error.contains("line 1: missing field `expert`"), "{error}");
     }
 }

@@ -15,6 +15,7 @@ mod parallel;
 pub mod pooled;
 mod state;
 
+pub use data::RowFields;
 pub use options::TrainAdapterOptions;
 
 use crate::Result;
@@ -123,10 +124,10 @@ pub fn train_adapter(
         systems: &options.systems,
         max_tokens: options.max_tokens,
     };
-    let rows = data::read_rows(&options.data)?;
+    let rows = data::read_rows(&options.data, &options.fields)?;
     let dev = match &options.dev {
         Some(path) => {
-            let rows = data::read_rows(path)?;
+            let rows = data::read_rows(path, &options.fields)?;
             data::sample(
                 &rows,
                 &encoder(),
@@ -298,6 +299,7 @@ fn card(options: &TrainAdapterOptions, report: &TrainReport) -> serde_json::Valu
     serde_json::json!({
         "data": file(&options.data),
         "dev": options.dev.as_ref().and_then(file),
+        "fields": options.fields,
         "layers": options.layers,
         "targets": options.targets,
         "systems": options.systems,

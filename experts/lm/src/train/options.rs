@@ -1,5 +1,6 @@
 //! What a training run is told, and which values it accepts.
 
+use super::RowFields;
 use crate::adapter::Projection;
 use crate::load::Checkpoint;
 use crate::{LmError, Result};
@@ -12,6 +13,8 @@ use std::path::PathBuf;
 pub struct TrainAdapterOptions {
     /// JSON lines `{"question": .., "answer": ..}`, with an optional `"system"`; `.gz` is read too.
     pub data: PathBuf,
+    /// Other names of these fields, and which rows of `data` and `dev` are read.
+    pub fields: RowFields,
     /// Held-out rows of the same form, for the perplexity at the end.
     pub dev: Option<PathBuf>,
     /// Rows of `dev` to measure on, chosen by the seed.
@@ -58,6 +61,7 @@ impl Default for TrainAdapterOptions {
     fn default() -> Self {
         Self {
             data: PathBuf::new(),
+            fields: RowFields::default(),
             dev: None,
             dev_rows: 300,
             out: PathBuf::from("adapter.safetensors"),
