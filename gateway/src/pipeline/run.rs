@@ -220,6 +220,7 @@ impl Run {
         let late =
             |run: &Self, name: &str| run.failure(name, ExpertErrorKind::Timeout, "gave no text in time");
         let Some(started) = before(give_up, self.start(name.clone())).await else {
+            self.waiting.end();
             return Ok(Err(late(self, &name)?));
         };
         let mut pieces = match started? {
