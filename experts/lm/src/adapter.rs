@@ -331,7 +331,14 @@ impl Adapter {
         Ok(with_values(a, |a| {
             with_values(b, |b| {
                 let factors = kernels::Factors { a, b, rank };
-                add_low_rank(Level::best(), factors, (x, width), (rows, scales), output, columns)
+                add_low_rank(
+                    Level::best(),
+                    factors,
+                    (x, width),
+                    (rows, scales),
+                    output,
+                    columns,
+                )
             })
         })?)
     }

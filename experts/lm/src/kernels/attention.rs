@@ -246,10 +246,7 @@ impl Unit<'_> {
             }
             let seen = seen.get(..end - start).unwrap_or_default();
             let totals = self.mix(level, heads.keys, seen, room);
-            for ((row, mixed), softmax) in (start..end)
-                .zip(room.mixed.chunks_exact_mut(padded))
-                .zip(totals)
-            {
+            for ((row, mixed), softmax) in (start..end).zip(room.mixed.chunks_exact_mut(padded)).zip(totals) {
                 let (mixed, _) = mixed.split_at_mut(dim);
                 multiply(level, mixed, softmax.total.recip());
                 let (token, head) = place(row);
@@ -286,9 +283,22 @@ impl Unit<'_> {
                 let (keys, _) = page.head(shape, self.head);
                 let scores = room.scores.get_mut(index * PAGE..).unwrap_or_default();
                 let (queries, dim) = (&room.queries, shape.head_dim);
-                panel(level, queries, narrow, dim, Matrix::Half(keys, PAGE), PAGE, scores, wide, false);
+                panel(
+                    level,
+                    queries,
+                    narrow,
+                    dim,
+                    Matrix::Half(keys, PAGE),
+                    PAGE,
+                    scores,
+                    wide,
+                    false,
+                );
             }
-            let rows = room.scores.chunks_exact_mut(KEYS).zip(room.mixed.chunks_exact_mut(padded));
+            let rows = room
+                .scores
+                .chunks_exact_mut(KEYS)
+                .zip(room.mixed.chunks_exact_mut(padded));
             for (((scores, mixed), state), seen) in rows.zip(&mut states).zip(seen) {
                 soften(level, scores, seen.saturating_sub(before).min(KEYS), state);
                 if block > 0 {
@@ -301,7 +311,17 @@ impl Unit<'_> {
                 let depth = PAGE.min(most - before - index * PAGE);
                 let add = block + index > 0;
                 let values = Matrix::Half(values, padded);
-                panel(level, weights, wide, depth, values, padded, &mut room.mixed, narrow, add);
+                panel(
+                    level,
+                    weights,
+                    wide,
+                    depth,
+                    values,
+                    padded,
+                    &mut room.mixed,
+                    narrow,
+                    add,
+                );
             }
         }
         states

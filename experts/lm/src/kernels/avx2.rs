@@ -49,7 +49,10 @@ macro_rules! tile_kernel {
                         let halves = |h: *const [u16; TILE]| _mm_loadu_si128(h.cast::<__m128i>().add(half));
                         let scales = _mm256_cvtph_ps(halves(tile.scales.as_ptr().add(block)));
                         for row in 0..ROWS {
-                            let x = activations.data().as_ptr().add((first + row) * blocks + block);
+                            let x = activations
+                                .data()
+                                .as_ptr()
+                                .add((first + row) * blocks + block);
                             let values = (&raw const (*x).values).cast::<i32>();
                             let bias = match FORMAT {
                                 _ if has_minima => 0,
@@ -134,7 +137,10 @@ unsafe fn dots<const FORMAT: u8>(weights: &[__m256i; 8], values: *const i32, bia
 /// `a` must be valid for `depth` values from each of `a_rows` on; `b` for `8 W` values at `column` of `depth` rows
 /// of `b_stride` values, of 2 bytes each if `HALF`, else 4; `c` for `8 W` values at `column` from each of `c_rows` on.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[expect(clippy::too_many_arguments, reason = "a matrix product has three operands with their places")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a matrix product has three operands with their places"
+)]
 pub(super) unsafe fn panel<const HALF: bool, const R: usize, const W: usize>(
     a: *const f32,
     a_rows: &[usize; R],

@@ -88,7 +88,10 @@ pub(super) unsafe fn tile<const FORMAT: u8, const ROWS: usize>(
 /// `a` must be valid for `depth` values from each of `a_rows` on; `b` for `16 W` values at `column` of `depth` rows
 /// of `b_stride` values, of 2 bytes each if `HALF`, else 4; `c` for `16 W` values at `column` from each of `c_rows` on.
 #[target_feature(enable = "avx512f,f16c")]
-#[expect(clippy::too_many_arguments, reason = "a matrix product has three operands with their places")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a matrix product has three operands with their places"
+)]
 pub(super) unsafe fn panel<const HALF: bool, const R: usize, const W: usize>(
     a: *const f32,
     a_rows: &[usize; R],

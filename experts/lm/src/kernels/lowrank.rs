@@ -81,7 +81,17 @@ pub(crate) fn add_low_rank(
             // SAFETY: the factors, `x` and the output's rows are as long as checked above, and no row is in
             // two tiles.
             unsafe {
-                panel_at(level, &inner, between, rank, full, outputs, output.at(0), to, true);
+                panel_at(
+                    level,
+                    &inner,
+                    between,
+                    rank,
+                    full,
+                    outputs,
+                    output.at(0),
+                    to,
+                    true,
+                );
             }
         }
     });

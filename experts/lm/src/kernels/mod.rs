@@ -19,6 +19,7 @@
 //! | [`product`] | weights times activations; `avx512`, `avx2` |
 //! | [`panel`] | small dense products |
 //! | [`lowrank`] | adapters' shares |
+//! | [`logits`] | what sampling needs to know |
 //! | [`pages`], [`attention`] | keys and values, and what reads them |
 
 #![expect(
@@ -33,6 +34,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod level;
+mod logits;
 mod lowrank;
 mod packed;
 mod pages;
@@ -45,6 +47,7 @@ mod threads;
 pub(crate) use activations::{Activations, rms_norm, silu_product};
 pub(crate) use attention::{Angles, Heads, Sequence, attend};
 pub(crate) use level::Level;
+pub(crate) use logits::summarise;
 pub(crate) use lowrank::{Columns, Factors, add_low_rank};
 pub(crate) use packed::{Format, Packed};
 pub(crate) use pages::{PAGE, PageShape, Pages};

@@ -233,8 +233,13 @@ impl Tile<'_> {
     /// The stored values of one row of a block, in order.
     pub(super) fn quants(&self, format: Format, block: usize, lane: usize) -> [u8; BLOCK] {
         let mut quants = [0; BLOCK];
-        let lines = self.lines.chunks_exact(format.lines()).nth(block).unwrap_or_default();
-        let four = |line: &Line| -> [u8; 4] { line.0.as_chunks::<4>().0.get(lane).copied().unwrap_or_default() };
+        let lines = self
+            .lines
+            .chunks_exact(format.lines())
+            .nth(block)
+            .unwrap_or_default();
+        let four =
+            |line: &Line| -> [u8; 4] { line.0.as_chunks::<4>().0.get(lane).copied().unwrap_or_default() };
         if format == Format::Q8_0 {
             for (to, line) in quants.chunks_exact_mut(4).zip(lines) {
                 to.copy_from_slice(&four(line));

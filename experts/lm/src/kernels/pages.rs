@@ -76,7 +76,10 @@ impl Page {
                 *place = key.to_bits();
             }
             halves.convert_from_f32_slice(values);
-            for (value, place) in halves.iter().zip(held_values.iter_mut().skip(slot * shape.padded())) {
+            for (value, place) in halves
+                .iter()
+                .zip(held_values.iter_mut().skip(slot * shape.padded()))
+            {
                 *place = value.to_bits();
             }
         }

@@ -39,7 +39,9 @@ impl Matrix<'_> {
         let index = row * self.stride() + column;
         match self {
             Self::Full(values, _) => values.get(index).copied().unwrap_or(0.0),
-            Self::Half(values, _) => values.get(index).map_or(0.0, |bits| f16::from_bits(*bits).to_f32()),
+            Self::Half(values, _) => values
+                .get(index)
+                .map_or(0.0, |bits| f16::from_bits(*bits).to_f32()),
         }
     }
 }
@@ -49,7 +51,10 @@ impl Matrix<'_> {
 ///
 /// # Panics
 /// If an operand is too short: callers lay them out.
-#[expect(clippy::too_many_arguments, reason = "a matrix product has three operands with their places")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a matrix product has three operands with their places"
+)]
 pub(super) fn panel(
     level: Level,
     a: &[f32],
@@ -74,7 +79,10 @@ pub(super) fn panel(
 ///
 /// # Safety
 /// They must be as long as [`panel`] asserts, and nothing else use the rows of `c` meanwhile.
-#[expect(clippy::too_many_arguments, reason = "a matrix product has three operands with their places")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a matrix product has three operands with their places"
+)]
 pub(super) unsafe fn panel_at(
     level: Level,
     a: &[f32],
@@ -138,7 +146,10 @@ pub(super) unsafe fn panel_at(
 ///
 /// # Safety
 /// As [`panel_at`].
-#[expect(clippy::too_many_arguments, reason = "a matrix product has three operands with their places")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a matrix product has three operands with their places"
+)]
 unsafe fn scalar(
     a: &[f32],
     a_rows: &[usize],

@@ -182,7 +182,8 @@ impl Target {
     #[inline(always)]
     pub(super) unsafe fn put(self, row: usize, sums: &[f32; TILE]) {
         // SAFETY: by the caller's word; a target has at least one column.
-        let output = unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.columns) };
+        let output =
+            unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.columns) };
         for (output, sum) in output.iter_mut().zip(sums) {
             *output = if self.add { *output + sum } else { *sum };
         }

@@ -37,7 +37,10 @@ fn assert_near(found: &[f32], expected: &[f32], bound: f32) {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
     for (index, (a, b)) in found.iter().zip(expected).enumerate() {
-        assert!((a - b).abs() <= bound * largest, "value {index}: {a} instead of {b}, of {largest}");
+        assert!(
+            (a - b).abs() <= bound * largest,
+            "value {index}: {a} instead of {b}, of {largest}"
+        );
     }
 }
 
@@ -128,7 +131,10 @@ proptest! {
 /// The rows of queries, keys and values of a sequence, the same for a seed whatever else is in a batch.
 fn rows(heads: Heads, tokens: usize, seed: u64) -> Vec<f32> {
     let width = (heads.queries + 2 * heads.keys.kv_heads) * heads.keys.head_dim;
-    random(tokens * width, seed).into_iter().map(|v| 3.0 * v).collect()
+    random(tokens * width, seed)
+        .into_iter()
+        .map(|v| 3.0 * v)
+        .collect()
 }
 
 fn angles(positions: impl Iterator<Item = usize> + Clone, pairs: usize) -> Angles {
@@ -148,10 +154,25 @@ fn attention(level: Level, heads: Heads, lengths: &[(usize, usize)], seed: u64) 
     let mut output = Vec::new();
     for &(past, new) in lengths {
         let all = rows(heads, past + new, seed);
-        let mut pages: Pages = (0..(past + new).div_ceil(PAGE)).map(|_| Arc::new(shape.page())).collect();
+        let mut pages: Pages = (0..(past + new).div_ceil(PAGE))
+            .map(|_| Arc::new(shape.page()))
+            .collect();
         let (before, after) = all.split_at(past * width);
-        let sequence = Sequence { pages: &mut pages, past: 0, start: 0, count: past };
-        attend(level, heads, before, &angles(0..past, pairs), &mut [sequence], &mut output).unwrap();
+        let sequence = Sequence {
+            pages: &mut pages,
+            past: 0,
+            start: 0,
+            count: past,
+        };
+        attend(
+            level,
+            heads,
+            before,
+            &angles(0..past, pairs),
+            &mut [sequence],
+            &mut output,
+        )
+        .unwrap();
         caches.push(pages);
         batch.extend_from_slice(after);
         positions.extend(past..past + new);
@@ -159,10 +180,23 @@ fn attention(level: Level, heads: Heads, lengths: &[(usize, usize)], seed: u64) 
     let mut start = 0;
     let mut sequences = Vec::new();
     for (pages, &(past, count)) in caches.iter_mut().zip(lengths) {
-        sequences.push(Sequence { pages, past, start, count });
+        sequences.push(Sequence {
+            pages,
+            past,
+            start,
+            count,
+        });
         start += count;
     }
-    attend(level, heads, &batch, &angles(positions.into_iter(), pairs), &mut sequences, &mut output).unwrap();
+    attend(
+        level,
+        heads,
+        &batch,
+        &angles(positions.into_iter(), pairs),
+        &mut sequences,
+        &mut output,
+    )
+    .unwrap();
     output
 }
 
@@ -212,14 +246,33 @@ fn check_attention(heads: Heads, past: usize, count: usize, seed: u64) {
 
 #[test]
 fn a_page_that_others_hold_is_copied_before_it_is_written() {
-    let shape = PageShape { kv_heads: 1, head_dim: 4 };
-    let heads = Heads { queries: 1, keys: shape };
+    let shape = PageShape {
+        kv_heads: 1,
+        head_dim: 4,
+    };
+    let heads = Heads {
+        queries: 1,
+        keys: shape,
+    };
     let all = rows(heads, 40, 1);
     let run = |pages: &mut Pages, past: usize, rows: &[f32]| {
         let count = rows.len() / 12;
-        let sequence = Sequence { pages, past, start: 0, count };
+        let sequence = Sequence {
+            pages,
+            past,
+            start: 0,
+            count,
+        };
         let mut output = Vec::new();
-        attend(Level::best(), heads, rows, &angles(past..past + count, 2), &mut [sequence], &mut output).unwrap();
+        attend(
+            Level::best(),
+            heads,
+            rows,
+            &angles(past..past + count, 2),
+            &mut [sequence],
+            &mut output,
+        )
+        .unwrap();
         output
     };
     let mut first: Pages = (0..2).map(|_| Arc::new(shape.page())).collect();
@@ -238,14 +291,19 @@ fn low_rank_shares_equal_the_definition_and_do_not_depend_on_their_company() {
     let (a, b) = (random(width * rank, 1), random(rank * outputs, 2));
     let (x, start) = (random(tokens * width, 3), random(tokens * (outputs + 9), 4));
     let factors = Factors { a: &a, b: &b, rank };
-    let columns = Columns { stride: outputs + 9, first: 7 };
+    let columns = Columns {
+        stride: outputs + 9,
+        first: 7,
+    };
     // Most rows, each with a scale of its own.
     let rows: Vec<u32> = (0..tokens as u32).filter(|row| row % 7 != 3).collect();
     let scales: Vec<f32> = rows.iter().map(|row| *row as f32 / 40.0 - 1.0).collect();
     let mut expected = start.clone();
     for (row, scale) in rows.iter().zip(&scales) {
         let x = &x[*row as usize * width..][..width];
-        let inner: Vec<f32> = (0..rank).map(|r| (0..width).map(|i| x[i] * a[i * rank + r]).sum()).collect();
+        let inner: Vec<f32> = (0..rank)
+            .map(|r| (0..width).map(|i| x[i] * a[i * rank + r]).sum())
+            .collect();
         for column in 0..outputs {
             let share: f32 = (0..rank).map(|r| inner[r] * b[r * outputs + column]).sum();
             expected[*row as usize * columns.stride + columns.first + column] += scale * share;
@@ -279,7 +337,9 @@ fn norms_and_gates_equal_the_definition_at_every_level() {
         .flat_map(|x| {
             let mean = x.iter().map(|v| v * v).sum::<f32>() / width as f32;
             let weight = &weight;
-            x.iter().zip(weight).map(move |(x, w)| x / (mean + 1e-5).sqrt() * w)
+            x.iter()
+                .zip(weight)
+                .map(move |(x, w)| x / (mean + 1e-5).sqrt() * w)
         })
         .collect();
     let gated: Vec<f32> = x
@@ -297,7 +357,10 @@ fn norms_and_gates_equal_the_definition_at_every_level() {
 
 #[test]
 fn stacked_matrices_are_one_and_unlike_ones_are_refused() {
-    let (upper, lower) = (|| quantised(21, 64, GgmlDType::Q4_1, 1), || quantised(9, 64, GgmlDType::Q4_1, 2));
+    let (upper, lower) = (
+        || quantised(21, 64, GgmlDType::Q4_1, 1),
+        || quantised(9, 64, GgmlDType::Q4_1, 2),
+    );
     let both = Packed::stack(&[upper(), lower()]).unwrap().unwrap();
     let x = random(3 * 64, 3);
     let level = Level::best();
@@ -310,9 +373,16 @@ fn stacked_matrices_are_one_and_unlike_ones_are_refused() {
         assert_eq!(found[row * 30..][..21], upper[row * 21..][..21]);
         assert_eq!(found[row * 30 + 21..][..9], lower[row * 9..][..9]);
     }
-    let other = [quantised(21, 64, GgmlDType::Q4_1, 1), quantised(9, 64, GgmlDType::Q4_0, 2)];
+    let other = [
+        quantised(21, 64, GgmlDType::Q4_1, 1),
+        quantised(9, 64, GgmlDType::Q4_0, 2),
+    ];
     assert!(Packed::stack(&other).unwrap().is_none());
-    assert!(Packed::stack(&[quantised(9, 256, GgmlDType::Q4K, 2)]).unwrap().is_none());
+    assert!(
+        Packed::stack(&[quantised(9, 256, GgmlDType::Q4K, 2)])
+            .unwrap()
+            .is_none()
+    );
     assert!(Packed::stack(&[]).unwrap().is_none());
 }
 
@@ -322,14 +392,40 @@ fn operands_that_do_not_fit_are_refused() {
     let mut activations = Activations::default();
     activations.quantise(Level::best(), &random(2 * 64, 2), 64);
     let mut output = vec![0.0; 39];
-    assert!(weight.multiply(Level::best(), &activations, &mut output, false).is_err());
+    assert!(
+        weight
+            .multiply(Level::best(), &activations, &mut output, false)
+            .is_err()
+    );
     activations.quantise(Level::best(), &random(2 * 96, 2), 96);
     output.push(0.0);
-    assert!(weight.multiply(Level::best(), &activations, &mut output, false).is_err());
-    let heads = Heads { queries: 1, keys: PageShape { kv_heads: 1, head_dim: 4 } };
+    assert!(
+        weight
+            .multiply(Level::best(), &activations, &mut output, false)
+            .is_err()
+    );
+    let heads = Heads {
+        queries: 1,
+        keys: PageShape {
+            kv_heads: 1,
+            head_dim: 4,
+        },
+    };
     let mut pages = vec![Arc::new(heads.keys.page())];
-    let sequence = Sequence { pages: &mut pages, past: 30, start: 0, count: 3 };
-    let result = attend(Level::best(), heads, &random(36, 1), &angles(30..33, 2), &mut [sequence], &mut output);
+    let sequence = Sequence {
+        pages: &mut pages,
+        past: 30,
+        start: 0,
+        count: 3,
+    };
+    let result = attend(
+        Level::best(),
+        heads,
+        &random(36, 1),
+        &angles(30..33, 2),
+        &mut [sequence],
+        &mut output,
+    );
     assert!(result.is_err());
 }
 

@@ -73,7 +73,9 @@ impl Weights {
             .iter()
             .flat_map(|r| (0..r.tokens.len()).map(|i| r.cache.len() + i))
             .collect();
-        let x = self.embeddings.look_up(&tokens, self.config.width, &self.device)?;
+        let x = self
+            .embeddings
+            .look_up(&tokens, self.config.width, &self.device)?;
         let mut pass = Pass::new(self, x, &positions, group_by_adapter(rows))?;
         for (index, layer) in self.layers.iter().take(depth).enumerate() {
             match (&mut pass, layer) {
@@ -187,7 +189,12 @@ impl Weights {
 }
 
 impl<'a> Pass<'a> {
-    fn new(weights: &'a Weights, x: Tensor, positions: &[usize], groups: Vec<AdapterGroup<'a>>) -> Result<Self> {
+    fn new(
+        weights: &'a Weights,
+        x: Tensor,
+        positions: &[usize],
+        groups: Vec<AdapterGroup<'a>>,
+    ) -> Result<Self> {
         let frequencies = &weights.inverse_frequencies;
         if matches!(weights.layers.first(), Some(Layer::Packed(_))) {
             return Ok(Self::Packed {
@@ -235,7 +242,9 @@ fn group_by_adapter<'a>(rows: &[Row<'a>]) -> Vec<AdapterGroup<'a>> {
             }
             if let Some(group) = groups.get_mut(index) {
                 group.rows.extend(start..end);
-                group.scales.resize(group.rows.len(), scale * adapter.unit_scale());
+                group
+                    .scales
+                    .resize(group.rows.len(), scale * adapter.unit_scale());
             }
         }
         start = end;

@@ -6,14 +6,15 @@
 
 use super::forward::{AdapterGroup, Row};
 use super::weights::vector;
+use crate::Result;
 use crate::adapter::Projection;
 use crate::kernels::{
-    Activations, Angles, Columns, Format, Heads, Level, PageShape, Packed, Sequence, attend, rms_norm, silu_product,
+    Activations, Angles, Columns, Format, Heads, Level, Packed, PageShape, Sequence, attend, rms_norm,
+    silu_product,
 };
 use crate::load::Quantization;
 use crate::load::checkpoint::{Checkpoint, LayerTensor, ModelConfig, TensorName};
 use crate::load::linear::pad_columns;
-use crate::Result;
 use candle_core::quantized::{GgmlDType, QTensor};
 
 /// One decoder layer.
@@ -51,7 +52,6 @@ impl<'a> PackedPass<'a> {
             inner: Vec::new(),
         }
     }
-
 }
 
 /// Adds the adapters' shares of a projection of `input` (rows of `width` values) to `output` at `columns`.
@@ -65,13 +65,19 @@ fn adapt(
     groups.iter().try_for_each(|group| {
         let rows = (group.rows.as_slice(), group.scales.as_slice());
         let place = (layer, projection);
-        group.adapter.add_share(place, (input, width), rows, output, columns)
+        group
+            .adapter
+            .add_share(place, (input, width), rows, output, columns)
     })
 }
 
 impl PackedLayer {
     /// Reads a layer; `None` if there are no kernels for the form asked for.
-    pub(super) fn load(checkpoint: &Checkpoint, index: usize, quantization: Quantization) -> Result<Option<Self>> {
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        index: usize,
+        quantization: Quantization,
+    ) -> Result<Option<Self>> {
         let name = |tensor| TensorName::Layer(index, tensor);
         let stack = |tensors: &[LayerTensor]| {
             let names: Vec<_> = tensors.iter().map(|t| name(*t)).collect();
@@ -130,7 +136,13 @@ impl PackedLayer {
             (Projection::AttnV, queries + keys),
         ] {
             let columns = Columns { stride, first };
-            adapt(&pass.groups, (index, projection), (&pass.input, width), &mut pass.wide, columns)?;
+            adapt(
+                &pass.groups,
+                (index, projection),
+                (&pass.input, width),
+                &mut pass.wide,
+                columns,
+            )?;
         }
         let heads = Heads {
             queries: config.heads,
@@ -151,31 +163,70 @@ impl PackedLayer {
             });
             start += count;
         }
-        attend(level, heads, &pass.wide, &pass.angles, &mut sequences, &mut pass.inner)?;
+        attend(
+            level,
+            heads,
+            &pass.wide,
+            &pass.angles,
+            &mut sequences,
+            &mut pass.inner,
+        )?;
         pass.quantised.quantise(level, &pass.inner, queries);
         self.output.multiply(level, &pass.quantised, x, true)?;
-        let columns = Columns { stride: width, first: 0 };
-        adapt(&pass.groups, (index, Projection::AttnOutput), (&pass.inner, queries), x, columns)?;
+        let columns = Columns {
+            stride: width,
+            first: 0,
+        };
+        adapt(
+            &pass.groups,
+            (index, Projection::AttnOutput),
+            (&pass.inner, queries),
+            x,
+            columns,
+        )?;
 
         rms_norm(level, x, &self.ffn_norm, epsilon, &mut pass.input);
         pass.quantised.quantise(level, &pass.input, width);
         pass.wide.resize(tokens * 2 * ffn, 0.0);
-        self.gate_up.multiply(level, &pass.quantised, &mut pass.wide, false)?;
+        self.gate_up
+            .multiply(level, &pass.quantised, &mut pass.wide, false)?;
         for (projection, first) in [(Projection::FfnGate, 0), (Projection::FfnUp, ffn)] {
-            let columns = Columns { stride: 2 * ffn, first };
-            adapt(&pass.groups, (index, projection), (&pass.input, width), &mut pass.wide, columns)?;
+            let columns = Columns {
+                stride: 2 * ffn,
+                first,
+            };
+            adapt(
+                &pass.groups,
+                (index, projection),
+                (&pass.input, width),
+                &mut pass.wide,
+                columns,
+            )?;
         }
         silu_product(level, &pass.wide, ffn, &mut pass.inner);
         pass.quantised.quantise(level, &pass.inner, ffn);
         self.down.multiply(level, &pass.quantised, x, true)?;
-        let columns = Columns { stride: width, first: 0 };
-        adapt(&pass.groups, (index, Projection::FfnDown), (&pass.inner, ffn), x, columns)
+        let columns = Columns {
+            stride: width,
+            first: 0,
+        };
+        adapt(
+            &pass.groups,
+            (index, Projection::FfnDown),
+            (&pass.inner, ffn),
+            x,
+            columns,
+        )
     }
 }
 
 /// Matrices of a checkpoint below one another, for the CPU's own kernels. Blocks that the file holds in a form that is
 /// good enough are taken as they are, the others re-quantised; `None` if there are no kernels for the form asked for.
-pub(super) fn pack(checkpoint: &Checkpoint, names: &[TensorName], quantization: Quantization) -> Result<Option<Packed>> {
+pub(super) fn pack(
+    checkpoint: &Checkpoint,
+    names: &[TensorName],
+    quantization: Quantization,
+) -> Result<Option<Packed>> {
     let (wanted, is_good): (GgmlDType, fn(Format) -> bool) = match quantization {
         Quantization::Q8_0 => (GgmlDType::Q8_0, |held| held == Format::Q8_0),
         Quantization::Q4_0 => (GgmlDType::Q4_0, |held| held == Format::Q4_0),

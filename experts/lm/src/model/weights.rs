@@ -64,7 +64,11 @@ impl Weights {
             }
             let load = |index| TensorLayer::load(checkpoint, index, quantization, &device);
             let layers = (0..config.layers).into_par_iter().map(load);
-            Ok(layers.collect::<Result<Vec<_>>>()?.into_iter().map(Layer::Tensors).collect())
+            Ok(layers
+                .collect::<Result<Vec<_>>>()?
+                .into_iter()
+                .map(Layer::Tensors)
+                .collect())
         };
         // The embedding matters as much as a fifth of the layers: both at once, all on rayon's threads.
         let (vocabulary, layers) =
@@ -175,11 +179,19 @@ impl Layer {
 }
 
 impl TensorLayer {
-    fn load(checkpoint: &Checkpoint, index: usize, quantization: Quantization, device: &Device) -> Result<Self> {
+    fn load(
+        checkpoint: &Checkpoint,
+        index: usize,
+        quantization: Quantization,
+        device: &Device,
+    ) -> Result<Self> {
         let vector = |tensor| -> Result<Tensor> {
-            Ok(checkpoint.tensor(TensorName::Layer(index, tensor))?.to_device(device)?)
+            Ok(checkpoint
+                .tensor(TensorName::Layer(index, tensor))?
+                .to_device(device)?)
         };
-        let matrix = |tensor| Linear::load(checkpoint, TensorName::Layer(index, tensor), quantization, device);
+        let matrix =
+            |tensor| Linear::load(checkpoint, TensorName::Layer(index, tensor), quantization, device);
         Ok(Self {
             attention_norm: vector(LayerTensor::AttentionNorm)?,
             q: matrix(LayerTensor::AttentionQ)?,
