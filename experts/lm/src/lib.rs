@@ -9,6 +9,7 @@
 //! | [`load`] | files to weights: GGUF, safetensors, quantisation and padding, device choice |
 //! | [`tokenize`] | the tokenizer and chat template that the file carries |
 //! | [`model`] | the decoder forward: ragged batches, KV cache, hidden states, adapters by row |
+//! | `kernels` | the arithmetic on CPUs: quantised products, attention |
 //! | [`adapter`] | low-rank adapters: file format, shapes, materialising |
 //! | [`engine`] | the scheduler: bounded queue, batching, streaming, cancellation |
 //! | [`sample`] | greedy, temperature, top-k, top-p; seeded |
@@ -20,6 +21,7 @@ pub mod engine;
 pub mod error;
 mod exp;
 pub mod fetch;
+mod kernels;
 pub mod load;
 pub mod model;
 pub mod sample;
