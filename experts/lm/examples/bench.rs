@@ -1,4 +1,4 @@
-//! Times the forward pass: `cargo run --release -p referral-lm --example bench -- MODEL [q8_0|q4_k|f32|as_is]`.
+//! Times the forward pass: `cargo run --release -p referral-lm --example bench -- MODEL [q8_0|q4_0|q4_1|q4_k|f32|as_is]`.
 //! Every figure is the best of several runs, since anything else on the machine only adds time.
 #![allow(
     clippy::print_stdout,
@@ -19,6 +19,8 @@ fn main() -> Result<()> {
     };
     let quantization = match quantization.as_deref().unwrap_or("q8_0") {
         "q8_0" => Quantization::Q8_0,
+        "q4_0" => Quantization::Q4_0,
+        "q4_1" => Quantization::Q4_1,
         "q4_k" => Quantization::Q4K,
         "f32" => Quantization::F32,
         "as_is" => Quantization::AsIs,
@@ -109,6 +111,6 @@ fn usage(field: &'static str, value: &str) -> LmError {
     LmError::Invalid {
         field,
         value: value.to_owned(),
-        fix: "usage: bench MODEL [q8_0|q4_k|f32|as_is]".to_owned(),
+        fix: "usage: bench MODEL [q8_0|q4_0|q4_1|q4_k|f32|as_is]".to_owned(),
     }
 }

@@ -7,7 +7,9 @@
 //!
 //! The base weights stay untouched, so one batch can mix adapters and scales row by row.
 
+use crate::kernels::{self, Columns, Level, add_low_rank};
 use crate::load::checkpoint::{LayerTensor, TensorName};
+use crate::load::linear::with_values;
 use crate::model::LanguageModel;
 use crate::{LmError, Result};
 use candle_core::{DType, Tensor};
@@ -310,6 +312,35 @@ impl Adapter {
         // Activations may be padded beyond the matrix's inputs.
         let x = x.narrow(1, 0, a.dim(0)?)?.contiguous()?;
         Ok(Some(x.matmul(a)?.broadcast_mul(scales)?.matmul(b)?))
+    }
+
+    /// The same on the CPU's own kernels: adds the update to the given rows of `output` at `columns`. `x` are
+    /// rows of `width` values; the rows' scales hold [`Self::unit_scale`] too.
+    pub(crate) fn add_share(
+        &self,
+        place: (usize, Projection),
+        (x, width): (&[f32], usize),
+        (rows, scales): (&[u32], &[f32]),
+        output: &mut [f32],
+        columns: Columns,
+    ) -> Result<()> {
+        let Some(Factors { a, b }) = self.factors.get(&place) else {
+            return Ok(());
+        };
+        let rank = self.rank;
+        Ok(with_values(a, |a| {
+            with_values(b, |b| {
+                let factors = kernels::Factors { a, b, rank };
+                add_low_rank(
+                    Level::best(),
+                    factors,
+                    (x, width),
+                    (rows, scales),
+                    output,
+                    columns,
+                )
+            })
+        })?)
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`tokenize`] | the tokenizer and chat template that the file carries |
 //! | [`model`] | the decoder forward: ragged batches, KV cache, hidden states, adapters by row |
 //! | [`phi3`] | Phi-3, by candle-transformers: one sequence at a time |
+//! | `kernels` | the arithmetic on CPUs: quantised products, attention |
 //! | [`adapter`] | low-rank adapters: file format, shapes, materialising |
 //! | [`engine`] | the scheduler: bounded queue, batching, streaming, cancellation |
 //! | [`sample`] | greedy, temperature, top-k, top-p; seeded |
@@ -21,6 +22,7 @@ pub mod engine;
 pub mod error;
 mod exp;
 pub mod fetch;
+mod kernels;
 pub mod load;
 pub mod model;
 pub mod phi3;

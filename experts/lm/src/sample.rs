@@ -3,6 +3,7 @@
 //! Order as in Hugging Face transformers and vLLM: temperature, then top-k, then top-p over what is
 //! left. The random stream is ChaCha8, which gives the same numbers on every machine for a seed.
 
+use crate::kernels::{Level, summarise};
 use crate::{LmError, Result};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -107,24 +108,19 @@ impl Sampler {
             value: value.to_owned(),
             fix: "the model's arithmetic overflowed or its weights are damaged: fetch them again".to_owned(),
         };
-        let mut best = (0, f32::NEG_INFINITY);
-        for (token, &logit) in logits.iter().enumerate() {
-            if logit.is_nan() || logit == f32::INFINITY {
-                return Err(broken(&logit.to_string()));
-            }
-            if logit > best.1 {
-                best = (token, logit);
-            }
+        let summary = summarise(Level::best(), logits);
+        if summary.is_broken {
+            let bad = logits
+                .iter()
+                .find(|logit| logit.is_nan() || **logit == f32::INFINITY);
+            return Err(broken(&bad.map_or_else(String::new, f32::to_string)));
         }
-        let (likeliest, max) = best;
+        let max = summary.largest;
         if max == f32::NEG_INFINITY {
             return Err(broken("no finite value"));
         }
-        let log_total = logits
-            .iter()
-            .map(|&logit| f64::from(logit - max).exp())
-            .sum::<f64>()
-            .ln();
+        let likeliest = logits.iter().position(|logit| *logit == max).unwrap_or(0);
+        let log_total = f64::from(summary.total).ln();
         let token = if self.params.temperature == 0.0 {
             likeliest
         } else {

@@ -37,6 +37,14 @@ const QUERIES: [&str; 20] = [
     "What is 17 times 23?",
 ];
 
+/// An answer to the first query, as a textbook would put it.
+const ANSWER: &str = "In older people sepsis often begins without fever. The first signs are new confusion, \
+    drowsiness or agitation, a fast heart rate, fast breathing, low blood pressure, and passing little urine. The \
+    skin may be mottled, cold or clammy, and the patient may fall, stop eating, or be unable to get out of bed. A \
+    temperature below 36 degrees is as worrying as a high one. Because frail patients can deteriorate within hours, \
+    anyone with an infection and such signs should be seen urgently, have blood cultures and lactate taken, and be \
+    given antibiotics and fluids without delay.";
+
 fn weights_path() -> PathBuf {
     if let Some(path) = std::env::var_os("REFERRAL_TEST_GGUF") {
         return path.into();
@@ -161,9 +169,7 @@ fn real_logits_agree() {
     let exact = load(&path, Quantization::F32);
     let prompts = prompts(&exact);
     let found = logits(&exact, &prompts);
-    let answer = exact
-        .encode(" The most likely diagnosis is pneumonia.", false)
-        .unwrap();
+    let answer = exact.encode(ANSWER, false).unwrap();
     let exact_answer = exact.log_probabilities(&prompts[0], &answer, None).unwrap();
     drop(exact);
 
@@ -182,38 +188,39 @@ fn real_logits_agree() {
     }
     drop(model);
 
-    let quantised = load(&path, Quantization::Q8_0);
-    let quantised_logits = logits(&quantised, &prompts);
-    let same = found
-        .iter()
-        .zip(&quantised_logits)
-        .filter(|(a, b)| best(a) == best(b))
-        .count();
-    let furthest = found
-        .iter()
-        .zip(&quantised_logits)
-        .map(|(a, b)| distance(b, a))
-        .fold(0f32, f32::max);
-    let quantised_answer = quantised.log_probabilities(&prompts[0], &answer, None).unwrap();
-    let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len() as f32;
-    let drift = (mean(&quantised_answer) - mean(&exact_answer)).abs();
-    let divergence = found
-        .iter()
-        .zip(&quantised_logits)
-        .map(|(a, b)| divergence(a, b))
-        .sum::<f64>()
-        / 20.0;
-    println!(
-        "Q8_0: same best token {same} of 20, furthest logit {furthest:.4}, divergence {divergence:.4}, \
-         mean log probability off by {drift:.4}"
-    );
-    // Measured: 17 of 20, 0.077, 0.027 and 0.030. The fast kernels round activations to 8 bits in
-    // blocks of 256 too; the bounds are there to catch anything worse.
-    assert!(
-        same >= 16,
-        "only {same} of 20 prompts have the same likeliest next token in Q8_0"
-    );
-    assert!(furthest < 0.1, "a Q8_0 logit is {furthest} of the largest away");
-    assert!(divergence < 0.04, "Q8_0 predictions diverge by {divergence} nats");
-    assert!(drift < 0.05, "mean log probability drifts by {drift}");
+    // Measured for Q8_0 and Q4_1 (the file's own blocks): 18 and 20 of 20, furthest logit 0.048 and 0.033, KL
+    // divergence 0.0067 and 0.0045, log probability off by 0.014 and 0.010. Activations are rounded to 8 bits
+    // in blocks of 32 in both; the bounds are there to catch anything worse.
+    for quantization in [Quantization::Q8_0, Quantization::Q4_1] {
+        let quantised = load(&path, quantization);
+        let logits = logits(&quantised, &prompts);
+        let pairs = || found.iter().zip(&logits);
+        let same = pairs().filter(|(a, b)| best(a) == best(b)).count();
+        let furthest = pairs().map(|(a, b)| distance(b, a)).fold(0f32, f32::max);
+        let divergence = pairs().map(|(a, b)| divergence(a, b)).sum::<f64>() / 20.0;
+        let given = quantised.log_probabilities(&prompts[0], &answer, None).unwrap();
+        let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len() as f32;
+        let drift = (mean(&given) - mean(&exact_answer)).abs();
+        println!(
+            "{quantization:?}: same best token {same} of 20, furthest logit {furthest:.4}, divergence \
+             {divergence:.4}, mean log probability of {} tokens off by {drift:.4}",
+            answer.len()
+        );
+        assert!(
+            same >= 16,
+            "only {same} of 20 prompts have the same likeliest next token in {quantization:?}"
+        );
+        assert!(
+            furthest < 0.08,
+            "a {quantization:?} logit is {furthest} of the largest away"
+        );
+        assert!(
+            divergence < 0.02,
+            "{quantization:?} predictions diverge by {divergence} nats"
+        );
+        assert!(
+            drift < 0.04,
+            "mean log probability drifts by {drift} in {quantization:?}"
+        );
+    }
 }

@@ -88,10 +88,14 @@ pub(crate) struct RawModel {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum RawQuantization {
-    /// Re-quantised to 8 bits, padded to the fast path of CPUs.
+    /// 8 bits; what the file holds in another form is re-quantised.
     #[default]
     Q8_0,
-    /// Re-quantised to 4 bits, padded likewise.
+    /// 4 bits with a scale for 32 values, the vocabulary in 8; likewise.
+    Q4_0,
+    /// 4 bits with a scale and a minimum for 32 values, the vocabulary in 8; loses nothing of Q4_1 and Q4_0 files.
+    Q4_1,
+    /// Re-quantised to 4 bits with scales of 256 values.
     Q4K,
     /// Dequantised to 32-bit floats.
     F32,
@@ -118,6 +122,10 @@ pub(crate) struct RawEngine {
     /// Prompt heads (system prompts) whose state is kept; 0 keeps none.
     #[schemars(range(min = 0, max = 4_096))]
     pub prefix_cache_entries: usize,
+    /// Memory for keys and values of running requests and kept prompt heads, in bytes. A request that does not fit
+    /// now waits; one that can never fit is refused.
+    #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_u64))]
+    pub kv_memory_bytes: usize,
 }
 
 impl Default for RawEngine {
@@ -129,6 +137,7 @@ impl Default for RawEngine {
             max_sequence_tokens: limits.max_sequence_tokens,
             prefill_chunk: limits.prefill_chunk,
             prefix_cache_entries: limits.prefix_cache_entries,
+            kv_memory_bytes: limits.kv_memory_bytes,
         }
     }
 }

@@ -209,6 +209,11 @@ fn every_limit_is_enforced() {
             "smollm2-135m-instruct",
             "{ engine: { prefix_cache_entries: 4097 } }",
         ),
+        (
+            "models",
+            "smollm2-135m-instruct",
+            "{ engine: { kv_memory_bytes: 1000 } }",
+        ),
         ("models", "mine", "{ sha256: null }"),
         ("experts", "oncology", "{ kind: surgeon }"),
         ("experts", "oncology", "{ local: { adapter_scale: 5 } }"),

@@ -237,6 +237,8 @@ fn model(name: &str, raw: RawModel, problems: &mut Problems) -> ModelSettings {
     let device = device(&path, &raw.device, problems);
     let quantization = match raw.quantization {
         RawQuantization::Q8_0 => Quantization::Q8_0,
+        RawQuantization::Q4_0 => Quantization::Q4_0,
+        RawQuantization::Q4_1 => Quantization::Q4_1,
         RawQuantization::Q4K => Quantization::Q4K,
         RawQuantization::F32 => Quantization::F32,
         RawQuantization::AsIs => Quantization::AsIs,
@@ -247,6 +249,7 @@ fn model(name: &str, raw: RawModel, problems: &mut Problems) -> ModelSettings {
         max_sequence_tokens,
         prefill_chunk,
         prefix_cache_entries,
+        kv_memory_bytes,
     } = raw.engine;
     ModelSettings {
         spec,
@@ -257,6 +260,7 @@ fn model(name: &str, raw: RawModel, problems: &mut Problems) -> ModelSettings {
             max_sequence_tokens,
             prefill_chunk,
             prefix_cache_entries,
+            kv_memory_bytes,
         },
     }
 }

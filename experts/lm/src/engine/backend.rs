@@ -23,6 +23,10 @@ impl Backend for LocalBackend {
         self.model.tokenizer()
     }
 
+    fn kv_bytes(&self, tokens: usize) -> usize {
+        self.model.kv_bytes(tokens)
+    }
+
     fn new_cache(&self, prefix: Option<&Prefix>, capacity: usize) -> Result<KvCache> {
         self.model.new_cache(prefix, capacity)
     }

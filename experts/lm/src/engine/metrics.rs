@@ -52,6 +52,11 @@ pub(super) struct Metrics {
     pub(super) generated_tokens: IntCounter,
     pub(super) prefix_hits: IntCounter,
     pub(super) prefix_misses: IntCounter,
+    pub(super) prefix_entries: IntGauge,
+    pub(super) prefill_tokens: Histogram,
+    pub(super) kv_used: IntGauge,
+    pub(super) kv_capacity: IntGauge,
+    pub(super) kv_waits: IntCounter,
     pub(super) time_to_first_token: Histogram,
     pub(super) time_per_output_token: Histogram,
     requests: IntCounterVec,
@@ -88,6 +93,27 @@ impl Metrics {
                     "prefix_cache_misses_total",
                     "Requests whose shared prompt prefix had to be computed.",
                 ))?,
+                prefix_entries: IntGauge::with_opts(opts(
+                    "prefix_cache_entries",
+                    "Prompt prefixes in the cache.",
+                ))?,
+                prefill_tokens: histogram(
+                    "prefill_tokens",
+                    "Prompt tokens computed in one step, in steps that compute any.",
+                    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0],
+                )?,
+                kv_used: IntGauge::with_opts(opts(
+                    "kv_memory_used_bytes",
+                    "Memory reserved for keys and values of running requests and kept prefixes.",
+                ))?,
+                kv_capacity: IntGauge::with_opts(opts(
+                    "kv_memory_capacity_bytes",
+                    "Memory that may be reserved for keys and values.",
+                ))?,
+                kv_waits: IntCounter::with_opts(opts(
+                    "kv_memory_waits_total",
+                    "Times that the next request had a place in the batch but had to wait for memory.",
+                ))?,
                 time_to_first_token: histogram(
                     "time_to_first_token_seconds",
                     "From submission to the first token.",
@@ -110,7 +136,7 @@ impl Metrics {
         for outcome in Outcome::ALL {
             metrics.requests.with_label_values(&[outcome.as_str()]).inc_by(0);
         }
-        let collectors: [Box<dyn Collector>; 10] = [
+        let collectors: [Box<dyn Collector>; 15] = [
             Box::new(metrics.waiting.clone()),
             Box::new(metrics.running.clone()),
             Box::new(metrics.batch_size.clone()),
@@ -118,6 +144,11 @@ impl Metrics {
             Box::new(metrics.generated_tokens.clone()),
             Box::new(metrics.prefix_hits.clone()),
             Box::new(metrics.prefix_misses.clone()),
+            Box::new(metrics.prefix_entries.clone()),
+            Box::new(metrics.prefill_tokens.clone()),
+            Box::new(metrics.kv_used.clone()),
+            Box::new(metrics.kv_capacity.clone()),
+            Box::new(metrics.kv_waits.clone()),
             Box::new(metrics.time_to_first_token.clone()),
             Box::new(metrics.time_per_output_token.clone()),
             Box::new(metrics.requests.clone()),

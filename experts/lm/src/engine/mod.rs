@@ -10,10 +10,12 @@
 //! | `scheduler` | the steps, and who takes part in them |
 //! | `sequence` | one request in the batch |
 //! | `prefix` | the cache of shared prompt heads |
+//! | `memory` | the bound of the memory for keys and values |
 //! | `stream` | tokens to text, stop texts |
 //! | `metrics` | what is measured |
 
 mod backend;
+mod memory;
 mod metrics;
 mod prefix;
 mod request;
@@ -27,6 +29,7 @@ mod tests;
 use crate::adapter::Adapter;
 use crate::sample::SamplingParams;
 use crate::{LanguageModel, LmError, Result};
+use memory::longest;
 use metrics::{Metrics, Outcome};
 use request::{Job, Queue};
 use scheduler::{Backend, Scheduler};
@@ -49,6 +52,9 @@ pub struct EngineOptions {
     pub prefill_chunk: usize,
     /// Prompt heads kept in the shared prefix cache.
     pub prefix_cache_entries: usize,
+    /// Memory for keys and values of running requests and kept prompt heads, in bytes. A request for which there
+    /// is none waits; one that needs more than all is refused with [`LmError::TooLong`].
+    pub kv_memory_bytes: usize,
 }
 
 impl Default for EngineOptions {
@@ -59,6 +65,7 @@ impl Default for EngineOptions {
             max_sequence_tokens: 2048,
             prefill_chunk: 256,
             prefix_cache_entries: 16,
+            kv_memory_bytes: 512 << 20,
         }
     }
 }
@@ -148,8 +155,24 @@ impl Engine {
         registry: &prometheus::Registry,
     ) -> Result<Self> {
         let info = model.info();
+        let most = options.max_sequence_tokens.min(info.context_length);
+        let tokens = longest(options.kv_memory_bytes, most, |tokens| model.kv_bytes(tokens));
+        if tokens < 2 {
+            return Err(LmError::Invalid {
+                field: "kv_memory_bytes",
+                value: options.kv_memory_bytes.to_string(),
+                fix: format!("one sequence of {most} tokens needs {}", model.kv_bytes(most)),
+            });
+        }
+        if tokens < most {
+            tracing::warn!(
+                engine = name,
+                limit = tokens,
+                "kv_memory_bytes holds no sequence of max_sequence_tokens: longer requests are refused"
+            );
+        }
         let limits = Limits {
-            tokens: options.max_sequence_tokens.min(info.context_length),
+            tokens,
             vocabulary: info.vocabulary,
         };
         let worker = Worker::start(

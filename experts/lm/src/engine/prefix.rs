@@ -1,5 +1,6 @@
 //! The shared prefix cache: prompt heads that many requests begin with, computed once.
 
+use super::memory::{Pool, Reservation};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -31,9 +32,15 @@ impl<A> PartialEq for Key<A> {
     }
 }
 
+struct Entry<A, P> {
+    key: Key<A>,
+    prefix: P,
+    memory: Reservation,
+}
+
 /// Least-recently-used, most recent in front. A handful of entries: a walk beats a map.
 pub(super) struct PrefixCache<A, P> {
-    entries: VecDeque<(Key<A>, P)>,
+    entries: VecDeque<Entry<A, P>>,
     capacity: usize,
 }
 
@@ -46,19 +53,35 @@ impl<A, P> PrefixCache<A, P> {
     }
 
     pub(super) fn get(&mut self, key: &Key<A>) -> Option<&P> {
-        let index = self.entries.iter().position(|(held, _)| held == key)?;
+        let index = self.entries.iter().position(|entry| entry.key == *key)?;
         let entry = self.entries.remove(index)?;
         self.entries.push_front(entry);
-        self.entries.front().map(|(_, prefix)| prefix)
+        self.entries.front().map(|entry| &entry.prefix)
     }
 
     pub(super) fn contains(&self, key: &Key<A>) -> bool {
-        self.entries.iter().any(|(held, _)| held == key)
+        self.entries.iter().any(|entry| entry.key == *key)
     }
 
-    pub(super) fn insert(&mut self, key: Key<A>, prefix: P) {
-        self.entries.retain(|(held, _)| *held != key);
-        self.entries.push_front((key, prefix));
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Gives up entries, the least recently used first, until `bytes` are free in the pool; none if that would not
+    /// do. Whether they are free.
+    pub(super) fn make_room(&mut self, pool: &Pool, bytes: usize) -> bool {
+        let held: usize = self.entries.iter().map(|entry| entry.memory.bytes()).sum();
+        if pool.free() + held < bytes {
+            return false;
+        }
+        while pool.free() < bytes && self.entries.pop_back().is_some() {}
+        pool.free() >= bytes
+    }
+
+    /// `memory` is what the prefix was reserved.
+    pub(super) fn insert(&mut self, key: Key<A>, prefix: P, memory: Reservation) {
+        self.entries.retain(|entry| entry.key != key);
+        self.entries.push_front(Entry { key, prefix, memory });
         self.entries.truncate(self.capacity);
     }
 }
@@ -66,6 +89,14 @@ impl<A, P> PrefixCache<A, P> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pool(capacity: usize) -> Arc<Pool> {
+        Pool::new(capacity, prometheus::IntGauge::new("used", "Used.").unwrap())
+    }
+
+    fn memory() -> Reservation {
+        pool(1).reserve(1).unwrap()
+    }
 
     fn key(tokens: &[u32], adapter: Option<(&Arc<()>, f32)>) -> Key<()> {
         Key {
@@ -77,12 +108,12 @@ mod tests {
     #[test]
     fn least_recently_used_goes_first() {
         let mut cache = PrefixCache::new(2);
-        cache.insert(key(&[1], None), 1);
-        cache.insert(key(&[2], None), 2);
+        cache.insert(key(&[1], None), 1, memory());
+        cache.insert(key(&[2], None), 2, memory());
         assert_eq!(cache.get(&key(&[1], None)), Some(&1));
-        cache.insert(key(&[3], None), 3);
+        cache.insert(key(&[3], None), 3, memory());
         assert!(cache.contains(&key(&[1], None)) && !cache.contains(&key(&[2], None)));
-        cache.insert(key(&[3], None), 4);
+        cache.insert(key(&[3], None), 4, memory());
         assert_eq!(cache.get(&key(&[3], None)), Some(&4));
         assert_eq!(cache.entries.len(), 2);
     }
@@ -96,7 +127,7 @@ mod tests {
             .enumerate()
         {
             assert_eq!(cache.get(&key(&[1], adapter)), None);
-            cache.insert(key(&[1], adapter), value);
+            cache.insert(key(&[1], adapter), value, memory());
         }
         assert_eq!(cache.get(&key(&[1], Some((&a, 0.5)))), Some(&2));
     }
@@ -104,7 +135,25 @@ mod tests {
     #[test]
     fn no_capacity_keeps_nothing() {
         let mut cache = PrefixCache::new(0);
-        cache.insert(key(&[1], None), 1);
+        cache.insert(key(&[1], None), 1, memory());
         assert_eq!(cache.get(&key(&[1], None)), None);
+    }
+
+    #[test]
+    fn entries_give_way_to_what_needs_their_memory() {
+        let pool = pool(10);
+        let mut cache = PrefixCache::new(9);
+        for token in [1, 2] {
+            cache.insert(key(&[token], None), token, pool.reserve(3).unwrap());
+        }
+        let sequence = pool.reserve(2).unwrap();
+        // Nothing is given up in vain.
+        assert!(!cache.make_room(&pool, 9));
+        assert_eq!(cache.len(), 2);
+        assert!(cache.make_room(&pool, 5));
+        assert!(cache.contains(&key(&[2], None)) && !cache.contains(&key(&[1], None)));
+        drop(sequence);
+        assert!(cache.make_room(&pool, 7));
+        assert_eq!(cache.len(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! A request on its way: the job, the bounded queue between callers and the compute thread, and the
 //! caller's end.
 
+use super::memory::Reservation;
 use super::metrics::{Metrics, Outcome};
 use super::{Event, GenerateRequest};
 use crate::{LmError, Result};
@@ -14,6 +15,8 @@ pub(super) struct Job {
     pub(super) request: GenerateRequest,
     events: mpsc::Sender<Event>,
     pub(super) submitted: Instant,
+    /// The memory for its keys and values, once it has been admitted.
+    pub(super) memory: Option<Reservation>,
 }
 
 impl Job {
@@ -27,6 +30,7 @@ impl Job {
                 request,
                 events: sender,
                 submitted,
+                memory: None,
             },
             Generation {
                 events: receiver,
@@ -148,13 +152,15 @@ impl Queue {
         Ok(())
     }
 
-    /// Ends the jobs that need not wait longer, and takes those for which there is a free place.
+    /// Ends the jobs that need not wait longer, and takes those for which there is a free place, in order, until
+    /// `admit` refuses one: it waits for memory, and those behind it wait for their turn.
     /// With nothing to run it waits for a job; `None`: the queue is closed.
     pub(super) fn take(
         &self,
         running: usize,
         max_batch: usize,
         clock: impl Fn() -> Instant,
+        mut admit: impl FnMut(&mut Job) -> bool,
         metrics: &Metrics,
     ) -> Option<Vec<Job>> {
         let mut state = self.lock();
@@ -170,7 +176,14 @@ impl Queue {
                 }
                 !is_over
             });
-            let count = max_batch.saturating_sub(running).min(state.waiting.len());
+            let places = max_batch.saturating_sub(running);
+            let count = state
+                .waiting
+                .iter_mut()
+                .take(places)
+                .map(&mut admit)
+                .take_while(|fits| *fits)
+                .count();
             let taken: Vec<Job> = state.waiting.drain(..count).collect();
             state.running = running + taken.len();
             metrics.waiting.set(state.waiting.len() as i64);

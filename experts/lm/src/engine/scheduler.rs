@@ -5,6 +5,7 @@
 //! keep flowing while prompts are read. Sequences join and leave between steps.
 
 use super::EngineOptions;
+use super::memory::Pool;
 use super::metrics::Metrics;
 use super::prefix::{Key, PrefixCache};
 use super::request::{Job, Queue};
@@ -24,6 +25,8 @@ pub(super) trait Backend {
     /// Keys and values of a prompt head.
     type Prefix: Send;
     fn tokenizer(&self) -> &Tokenizer;
+    /// Bytes that keys and values of a sequence of `tokens` tokens take.
+    fn kv_bytes(&self, tokens: usize) -> usize;
     fn new_cache(&self, prefix: Option<&Self::Prefix>, capacity: usize) -> Result<Self::Cache>;
     /// The first `tokens` of a cache as a prefix.
     fn to_prefix(&self, cache: &Self::Cache, tokens: &[u32]) -> Result<Self::Prefix>;
@@ -43,6 +46,7 @@ pub(super) struct Scheduler<B: Backend> {
     backend: B,
     options: EngineOptions,
     metrics: Arc<Metrics>,
+    pool: Arc<Pool>,
     running: Vec<Sequence<B::Cache>>,
     prefixes: PrefixCache<Adapter, B::Prefix>,
 }
@@ -50,8 +54,11 @@ pub(super) struct Scheduler<B: Backend> {
 impl<B: Backend> Scheduler<B> {
     pub(super) fn new(backend: B, options: EngineOptions, metrics: Arc<Metrics>) -> Self {
         let prefixes = PrefixCache::new(options.prefix_cache_entries);
+        metrics.kv_capacity.set(options.kv_memory_bytes as i64);
+        let pool = Pool::new(options.kv_memory_bytes, metrics.kv_used.clone());
         Self {
             backend,
+            pool,
             options,
             metrics,
             running: Vec::new(),
@@ -61,11 +68,14 @@ impl<B: Backend> Scheduler<B> {
 
     /// Works until the queue is closed; what runs then ends with [`LmError::Stopped`].
     pub(super) fn run(mut self, queue: &Queue) {
+        let metrics = Arc::clone(&self.metrics);
+        let max_batch = self.options.max_batch;
         while let Some(jobs) = queue.take(
             self.running.len(),
-            self.options.max_batch,
+            max_batch,
             Instant::now,
-            &self.metrics,
+            |job| self.admit(job),
+            &metrics,
         ) {
             self.step(jobs, Instant::now);
         }
@@ -78,6 +88,26 @@ impl<B: Backend> Scheduler<B> {
     #[cfg(test)]
     pub(super) fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Reserves the memory that a job can need; prompt heads that nobody has used for long give way. Whether there
+    /// is enough.
+    pub(super) fn admit(&mut self, job: &mut Job) -> bool {
+        let request = &job.request;
+        let bytes = self
+            .backend
+            .kv_bytes(request.prompt.len() + request.max_new_tokens);
+        let pool = &self.pool;
+        job.memory = self
+            .prefixes
+            .make_room(pool, bytes)
+            .then(|| pool.reserve(bytes))
+            .flatten();
+        self.metrics.prefix_entries.set(self.prefixes.len() as i64);
+        if job.memory.is_none() {
+            self.metrics.kv_waits.inc();
+        }
+        job.memory.is_some()
     }
 
     /// One step: lets `jobs` join, and finished, cancelled and late sequences leave.
@@ -198,8 +228,10 @@ impl<B: Backend> Scheduler<B> {
             metrics,
             running,
             prefixes,
+            pool,
             ..
         } = self;
+        let mut read = 0;
         running.retain_mut(|sequence| {
             let share = shares.next().copied().unwrap_or(0);
             if share == 0 {
@@ -208,8 +240,8 @@ impl<B: Backend> Scheduler<B> {
             let logits = logits.next().flatten();
             if sequence.last.is_none() {
                 sequence.computed += share;
-                metrics.prompt_tokens.inc_by(share as u64);
-                sequence.share_prefix(backend, prefixes);
+                read += share;
+                sequence.share_prefix(backend, prefixes, pool);
             }
             let Some(logits) = logits else { return true };
             let stop_tokens = backend.tokenizer().stop_tokens();
@@ -225,6 +257,11 @@ impl<B: Backend> Scheduler<B> {
                 }
             }
         });
+        metrics.prompt_tokens.inc_by(read as u64);
+        metrics.prefix_entries.set(prefixes.len() as i64);
+        if read > 0 {
+            metrics.prefill_tokens.observe(read as f64);
+        }
     }
 
     /// Ends the sequences that took part in a failed step.

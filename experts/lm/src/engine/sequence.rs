@@ -1,5 +1,6 @@
 //! One request in the batch: what of it is computed, chosen and sent.
 
+use super::memory::Pool;
 use super::metrics::{Metrics, Outcome};
 use super::prefix::{Key, PrefixCache};
 use super::request::Job;
@@ -10,6 +11,7 @@ use crate::adapter::Adapter;
 use crate::sample::Sampler;
 use crate::tokenize::Tokenizer;
 use crate::{LmError, Result};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// New tokens for which a cache has room at first; it grows for longer answers.
@@ -107,13 +109,22 @@ impl<C> Sequence<C> {
         })
     }
 
-    /// Puts its prompt head into the prefix cache as soon as it is computed.
+    /// Puts its prompt head into the prefix cache as soon as it is computed, if there is memory for it.
     pub(super) fn share_prefix<B: Backend<Cache = C>>(
         &mut self,
         backend: &B,
         prefixes: &mut PrefixCache<Adapter, B::Prefix>,
+        pool: &Arc<Pool>,
     ) {
         let Some(key) = self.prefix.take_if(|key| key.tokens.len() <= self.computed) else {
+            return;
+        };
+        let bytes = backend.kv_bytes(key.tokens.len());
+        let Some(memory) = prefixes
+            .make_room(pool, bytes)
+            .then(|| pool.reserve(bytes))
+            .flatten()
+        else {
             return;
         };
         match self
@@ -121,7 +132,7 @@ impl<C> Sequence<C> {
             .as_ref()
             .map(|cache| backend.to_prefix(cache, &key.tokens))
         {
-            Some(Ok(prefix)) => prefixes.insert(key, prefix),
+            Some(Ok(prefix)) => prefixes.insert(key, prefix, memory),
             Some(Err(error)) => tracing::warn!(%error, "a prompt prefix could not be shared"),
             None => {}
         }

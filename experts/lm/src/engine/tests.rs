@@ -276,6 +276,42 @@ fn a_shared_prefix_is_computed_once() {
 }
 
 #[test]
+fn a_kept_prefix_gives_way_to_a_request_that_needs_its_memory() {
+    let mut bench = Bench::new(EngineOptions {
+        kv_memory_bytes: 100,
+        ..EngineOptions::default()
+    });
+    let shared = |text: &str, new: usize| GenerateRequest {
+        shared_prefix: 11,
+        max_new_tokens: new,
+        ..request(text)
+    };
+    bench.run(vec![shared("shared head a:", 30)]);
+    assert_eq!(
+        (bench.metrics.kv_used.get(), bench.metrics.prefix_entries.get()),
+        (11, 1)
+    );
+    let (mut long, mut generation) = bench.job(shared("shared head b:", 87));
+    assert!(bench.scheduler.admit(&mut long));
+    assert_eq!(
+        (bench.metrics.kv_used.get(), bench.metrics.prefix_entries.get()),
+        (100, 0)
+    );
+    let (mut other, _gone) = bench.job(shared("shared head c:", 1));
+    assert!(!bench.scheduler.admit(&mut other));
+    assert_eq!(bench.metrics.kv_waits.get(), 1);
+    bench.step(vec![long]);
+    bench.run_out();
+    assert_eq!(answer(&mut generation).text, "shared head b");
+    // There was no memory to keep its head either.
+    assert_eq!(
+        (bench.metrics.kv_used.get(), bench.metrics.prefix_entries.get()),
+        (0, 0)
+    );
+    assert!(bench.scheduler.admit(&mut other));
+}
+
+#[test]
 fn whoever_waits_for_a_prefix_goes_on_when_its_maker_is_gone() {
     let mut bench = Bench::new(EngineOptions {
         prefill_chunk: 2,

@@ -1,17 +1,19 @@
 //! A weight matrix as it is held in memory, and its product with activations.
 //!
-//! On x86, candle's run-time-detected tile kernels take Q8_0 and Q4_K matrices whose rows are a multiple
-//! of 256 values long; any other length falls back to code several times slower. Weights are therefore
-//! padded with zero columns when they are re-quantised, and activations likewise: no result changes.
+//! On the CPU, Q8_0, Q4_0 and Q4_1 go through kernels of our own ([`crate::kernels`]); the rest is candle's. Its
+//! run-time-detected tile kernels take Q4_K matrices whose rows are a multiple of 256 values long; any
+//! other length falls back to code several times slower. Weights are therefore padded with zero columns when they
+//! are re-quantised, and activations likewise: no result changes.
 
 use super::Quantization;
 use super::checkpoint::{Checkpoint, TensorName};
 use crate::Result;
+use crate::kernels::{Activations, Format, Level, Packed};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use std::sync::Arc;
 
-/// Row length that the CPU kernels want: candle's `QK_K`.
+/// Row length that candle's CPU kernels want: its `QK_K`.
 const CPU_ROW_MULTIPLE: usize = 256;
 
 /// `y = x Wᵀ` without bias; `W` is `outputs × inputs`.
@@ -27,9 +29,25 @@ enum Weight {
     Dense(Tensor),
     /// `outputs × padded_inputs`.
     Quantised(Arc<QTensor>),
+    /// `outputs × padded_inputs`, on the CPU, for our own kernels.
+    Packed(Arc<Packed>),
 }
 
 impl Linear {
+    /// A matrix for our own kernels.
+    pub(crate) fn packed(weight: Arc<Packed>) -> Self {
+        let padded_inputs = weight.inputs();
+        Self {
+            weight: Weight::Packed(weight),
+            padded_inputs,
+        }
+    }
+
+    /// Whether its weights are `packed` itself.
+    pub(crate) fn shares(&self, packed: &Arc<Packed>) -> bool {
+        matches!(&self.weight, Weight::Packed(own) if Arc::ptr_eq(own, packed))
+    }
+
     /// Reads a matrix and holds it on `device` in the form asked for. The kernels' own rearranged copy is
     /// made here too, or the first query would wait for it.
     pub(crate) fn load(
@@ -56,6 +74,8 @@ impl Linear {
         let (_, inputs) = weight.dims2()?;
         let dtype = match quantization {
             Quantization::Q8_0 => GgmlDType::Q8_0,
+            Quantization::Q4_0 => GgmlDType::Q4_0,
+            Quantization::Q4_1 => GgmlDType::Q4_1,
             Quantization::Q4K => GgmlDType::Q4K,
             Quantization::F32 | Quantization::AsIs => {
                 let weight = Weight::Dense(weight.to_device(device)?);
@@ -65,23 +85,29 @@ impl Linear {
                 });
             }
         };
-        let multiple = if device.is_cpu() {
+        let multiple = if device.is_cpu() && Format::of(dtype).is_none() {
             CPU_ROW_MULTIPLE
         } else {
             dtype.block_size()
         };
         let padded_inputs = inputs.next_multiple_of(multiple);
         let padded = pad_columns(weight, padded_inputs)?;
-        let weight = Weight::Quantised(Arc::new(QTensor::quantize_onto(&padded, dtype, device)?));
-        Ok(Self {
-            weight,
-            padded_inputs,
-        })
+        Self::from_quantised(QTensor::quantize_onto(&padded, dtype, device)?)
     }
 
     /// Holds a matrix as the file has it; f16 and bf16 become f32.
     pub(crate) fn from_quantised(weight: QTensor) -> Result<Self> {
         let (_, inputs) = weight.shape().dims2()?;
+        let weight = if weight.device().is_cpu() {
+            let parts = [weight];
+            if let Some(packed) = Packed::stack(&parts)? {
+                return Ok(Self::packed(Arc::new(packed)));
+            }
+            let [weight] = parts;
+            weight
+        } else {
+            weight
+        };
         let weight = match weight.dtype() {
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => {
                 Weight::Dense(weight.dequantize(&weight.device())?.to_dtype(DType::F32)?)
@@ -130,12 +156,13 @@ impl Linear {
         match &self.weight {
             Weight::Dense(w) => w.elem_count() * w.dtype().size_in_bytes(),
             Weight::Quantised(w) => w.storage_size_in_bytes(),
+            Weight::Packed(w) => w.bytes(),
         }
     }
 
     fn quantised(&self) -> Option<&QTensor> {
         match &self.weight {
-            Weight::Dense(_) => None,
+            Weight::Dense(_) | Weight::Packed(_) => None,
             Weight::Quantised(w) => Some(w),
         }
     }
@@ -144,12 +171,38 @@ impl Linear {
         Ok(match &self.weight {
             Weight::Dense(w) => x.matmul(&w.t()?)?,
             Weight::Quantised(w) => x.contiguous()?.apply_op1_no_bwd(w.as_ref())?,
+            Weight::Packed(w) => {
+                let (rows, width) = x.dims2()?;
+                let mut output = vec![0f32; rows * w.outputs()];
+                with_values(x, |x| {
+                    let level = Level::best();
+                    let mut activations = Activations::default();
+                    activations.quantise(level, x, width);
+                    w.multiply(level, &activations, &mut output, false)
+                })?;
+                Tensor::from_vec(output, (rows, w.outputs()), &Device::Cpu)?
+            }
         })
     }
 }
 
+/// Calls `use_values` with the values of a tensor on the CPU.
+pub(crate) fn with_values<T>(
+    x: &Tensor,
+    use_values: impl FnOnce(&[f32]) -> candle_core::Result<T>,
+) -> candle_core::Result<T> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
+            use_values(values.get(start..end).unwrap_or_default())
+        }
+        _ => candle_core::bail!("values must be f32 and on the CPU"),
+    }
+}
+
 /// `x` with zero columns appended up to `width`.
-fn pad_columns(x: &Tensor, width: usize) -> candle_core::Result<Tensor> {
+pub(crate) fn pad_columns(x: &Tensor, width: usize) -> candle_core::Result<Tensor> {
     let columns = x.dim(1)?;
     if columns >= width {
         Ok(x.clone())

@@ -32,10 +32,16 @@ pub enum DeviceSpec {
 /// How weights are held in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Quantization {
-    /// Re-quantised to Q8_0, rows zero-padded to a multiple of 256 (candle's fast CPU path).
+    /// 8 bits: blocks of Q8_0 files as they are, others re-quantised.
     #[default]
     Q8_0,
-    /// Re-quantised to Q4_K, padded likewise.
+    /// 4 bits with a scale: blocks of Q4_0 files as they are, others re-quantised. The vocabulary, which suffers
+    /// most, has 8.
+    Q4_0,
+    /// 4 bits with a scale and a minimum: blocks of Q4_1 and Q4_0 files as they are, others re-quantised; the
+    /// vocabulary as in [`Self::Q4_0`].
+    Q4_1,
+    /// Re-quantised to Q4_K, rows zero-padded to a multiple of 256 (candle's fast CPU path).
     Q4K,
     /// Dequantised to f32.
     F32,

@@ -1,9 +1,12 @@
 //! Keys and values of one sequence.
 //!
-//! Each layer has one preallocated block for keys and one for values (`kv_heads × capacity × head_dim`,
-//! f32) that new tokens are written into; a full block is doubled. So a step copies only what is new,
+//! For the CPU's own kernels each layer has pages of [`PAGE`] tokens in f16, taken one at a time as the sequence
+//! grows. A prompt head is shared by its pages: sequences behind one head copy no more than its last page.
+//! Elsewhere each layer has one preallocated block for keys and one for values (`kv_heads × capacity × head_dim`,
+//! f32) that new tokens are written into; a full block is doubled. Either way a step copies only what is new,
 //! where appending by concatenation copies the whole history at every token.
 
+use crate::kernels::{PAGE, PageShape, Pages};
 use crate::{LmError, Result};
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
@@ -15,6 +18,8 @@ pub(super) struct CacheShape {
     pub(super) head_dim: usize,
     pub(super) context_length: usize,
     pub(super) device: Device,
+    /// Whether keys and values are held in pages, for the CPU's own kernels.
+    pub(super) is_paged: bool,
 }
 
 /// Keys and values of the tokens that a sequence has seen. Made by
@@ -26,10 +31,11 @@ pub struct KvCache {
     len: usize,
 }
 
+/// Those of one layer; clones share them.
 #[derive(Clone)]
-struct KeysValues {
-    keys: Tensor,
-    values: Tensor,
+enum KeysValues {
+    Blocks { keys: Tensor, values: Tensor },
+    Pages(Pages),
 }
 
 /// The KV cache of a prompt head, computed once and shared by many sequences; clones are cheap.
@@ -37,6 +43,7 @@ struct KeysValues {
 pub struct Prefix {
     tokens: Arc<[u32]>,
     layers: Arc<[KeysValues]>,
+    bytes: usize,
 }
 
 impl Prefix {
@@ -52,10 +59,7 @@ impl Prefix {
 
     /// Bytes of keys and values.
     pub fn bytes(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|l| 2 * l.keys.elem_count() * size_of::<f32>())
-            .sum()
+        self.bytes
     }
 }
 
@@ -77,18 +81,26 @@ impl KvCache {
                 fix: format!("compute it through at least the {layers} layers it is used for"),
             });
         }
-        let capacity = capacity.clamp(len.max(1), shape.context_length.max(len).max(1));
+        let capacity = if shape.is_paged {
+            len.next_multiple_of(PAGE)
+        } else {
+            capacity.clamp(len.max(1), shape.context_length.max(len).max(1))
+        };
         let mut blocks = Vec::with_capacity(layers);
         for layer in 0..layers {
-            let block = KeysValues {
-                keys: shape.block(capacity)?,
-                values: shape.block(capacity)?,
-            };
-            if let Some(head) = prefix.and_then(|p| p.layers.get(layer)) {
-                block.keys.slice_set(&head.keys, 1, 0)?;
-                block.values.slice_set(&head.values, 1, 0)?;
-            }
-            blocks.push(block);
+            let head = prefix.and_then(|p| p.layers.get(layer));
+            blocks.push(match head {
+                Some(KeysValues::Pages(pages)) => KeysValues::Pages(pages.clone()),
+                _ if shape.is_paged => KeysValues::Pages(Pages::new()),
+                _ => {
+                    let (keys, values) = (shape.block(capacity)?, shape.block(capacity)?);
+                    if let Some(KeysValues::Blocks { keys: k, values: v }) = head {
+                        keys.slice_set(k, 1, 0)?;
+                        values.slice_set(v, 1, 0)?;
+                    }
+                    KeysValues::Blocks { keys, values }
+                }
+            });
         }
         Ok(Self {
             shape,
@@ -108,7 +120,7 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Tokens that fit before the blocks are doubled.
+    /// Tokens that fit before more memory is taken.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -131,14 +143,20 @@ impl KvCache {
             .layers
             .iter()
             .map(|l| {
-                Ok(KeysValues {
-                    keys: head(&l.keys)?,
-                    values: head(&l.values)?,
+                Ok(match l {
+                    KeysValues::Blocks { keys, values } => KeysValues::Blocks {
+                        keys: head(keys)?,
+                        values: head(values)?,
+                    },
+                    KeysValues::Pages(pages) => {
+                        KeysValues::Pages(pages.iter().take(tokens.len().div_ceil(PAGE)).cloned().collect())
+                    }
                 })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Prefix {
             tokens: tokens.into(),
+            bytes: layers.len() * self.shape.bytes(tokens.len()),
             layers: layers.into(),
         })
     }
@@ -154,14 +172,26 @@ impl KvCache {
         if needed <= self.capacity {
             return Ok(());
         }
-        let capacity = needed.max((2 * self.capacity).min(self.shape.context_length));
+        let capacity = if self.shape.is_paged {
+            needed.next_multiple_of(PAGE)
+        } else {
+            needed.max((2 * self.capacity).min(self.shape.context_length))
+        };
+        let shape = &self.shape;
         for layer in &mut self.layers {
-            for block in [&mut layer.keys, &mut layer.values] {
-                let larger = self.shape.block(capacity)?;
-                if self.len > 0 {
-                    larger.slice_set(&block.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+            match layer {
+                KeysValues::Pages(pages) => {
+                    pages.resize_with(capacity / PAGE, || Arc::new(shape.pages().page()));
                 }
-                *block = larger;
+                KeysValues::Blocks { keys, values } => {
+                    for block in [keys, values] {
+                        let larger = shape.block(capacity)?;
+                        if self.len > 0 {
+                            larger.slice_set(&block.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+                        }
+                        *block = larger;
+                    }
+                }
             }
         }
         self.capacity = capacity;
@@ -171,17 +201,28 @@ impl KvCache {
     /// Writes keys and values (`new × kv_heads × head_dim`) behind the tokens held, and returns all
     /// (`kv_heads × (len + new) × head_dim`). They count as held only after [`Self::advance`].
     pub(super) fn write(&self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
-        let block = self.layers.get(layer).ok_or_else(|| LmError::Invalid {
-            field: "cache",
-            value: format!("{} layers", self.layers.len()),
-            fix: "use a cache made by this model's new_cache".to_owned(),
-        })?;
+        let Some(KeysValues::Blocks {
+            keys: held_keys,
+            values: held_values,
+        }) = self.layers.get(layer)
+        else {
+            return Err(foreign(self.layers.len()));
+        };
         let seen = self.len + keys.dim(0)?;
         let put = |block: &Tensor, new: &Tensor| {
             block.slice_set(&new.transpose(0, 1)?.contiguous()?, 1, self.len)?;
             block.narrow(1, 0, seen)
         };
-        Ok((put(&block.keys, keys)?, put(&block.values, values)?))
+        Ok((put(held_keys, keys)?, put(held_values, values)?))
+    }
+
+    /// The pages of a layer, to be read and written by the CPU's own kernels.
+    pub(super) fn pages(&mut self, layer: usize) -> Result<&mut Pages> {
+        let layers = self.layers.len();
+        match self.layers.get_mut(layer) {
+            Some(KeysValues::Pages(pages)) => Ok(pages),
+            _ => Err(foreign(layers)),
+        }
     }
 
     /// Counts `new` written tokens as held.
@@ -191,7 +232,31 @@ impl KvCache {
 }
 
 impl CacheShape {
+    pub(super) fn pages(&self) -> PageShape {
+        PageShape {
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
+
+    /// Bytes of one layer's keys and values of `tokens` tokens.
+    pub(super) fn bytes(&self, tokens: usize) -> usize {
+        if self.is_paged {
+            tokens.div_ceil(PAGE) * self.pages().bytes()
+        } else {
+            2 * self.kv_heads * tokens * self.head_dim * size_of::<f32>()
+        }
+    }
+
     fn block(&self, capacity: usize) -> candle_core::Result<Tensor> {
         Tensor::zeros((self.kv_heads, capacity, self.head_dim), DType::F32, &self.device)
+    }
+}
+
+fn foreign(layers: usize) -> LmError {
+    LmError::Invalid {
+        field: "cache",
+        value: format!("{layers} layers"),
+        fix: "use a cache made by this model's new_cache".to_owned(),
     }
 }

@@ -7,12 +7,13 @@
 use super::attention::attend;
 use super::cache::KvCache;
 use super::kernels::{rms_norm, silu_product};
-use super::rotary::Rotation;
-use super::weights::{Layer, Weights};
+use super::packed::PackedPass;
+use super::rotary::{Rotation, angles};
+use super::weights::{Layer, TensorLayer, Weights};
 use crate::adapter::{Adapter, Projection};
 use crate::load::linear::Linear;
 use crate::{LmError, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{Device, Tensor};
 
 /// New tokens of one sequence in a batch.
 pub(super) struct Row<'a> {
@@ -21,7 +22,28 @@ pub(super) struct Row<'a> {
     pub(super) adapter: Option<(&'a Adapter, f32)>,
 }
 
-/// The rows of a batch that use one adapter.
+/// The tokens of a batch that use one adapter.
+pub(super) struct AdapterGroup<'a> {
+    pub(super) adapter: &'a Adapter,
+    /// Indices into the batch's tokens, ascending.
+    pub(super) rows: Vec<u32>,
+    /// Each token's scale times the adapter's own.
+    pub(super) scales: Vec<f32>,
+}
+
+/// A batch on its way through the layers: the residual stream and what every layer needs.
+enum Pass<'a> {
+    /// On candle's operators.
+    Tensors {
+        x: Tensor,
+        rotation: Rotation,
+        adapted: Vec<AdaptedRows<'a>>,
+    },
+    /// On the CPU's own kernels.
+    Packed { x: Vec<f32>, pass: PackedPass<'a> },
+}
+
+/// The same tokens, for candle's operators.
 struct AdaptedRows<'a> {
     adapter: &'a Adapter,
     /// Indices into the batch's tokens; `None` when it is all of them.
@@ -32,13 +54,14 @@ struct AdaptedRows<'a> {
 
 impl Weights {
     /// Runs the rows through the first `depth` layers, appending to their caches. `after_layer` sees the
-    /// residual stream (`tokens × width`) after each layer, counted from 1. Returns the last of them.
+    /// residual stream (`tokens × width`) after each layer of `wanted`, counted from 1. Returns the last of them.
     ///
     /// Caches count the new tokens only when the whole pass has succeeded.
     pub(super) fn run(
         &self,
         rows: &mut [Row<'_>],
         depth: usize,
+        wanted: &[usize],
         mut after_layer: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         self.check(rows, depth)?;
@@ -50,16 +73,23 @@ impl Weights {
             .iter()
             .flat_map(|r| (0..r.tokens.len()).map(|i| r.cache.len() + i))
             .collect();
-        let rotation = Rotation::new(&self.inverse_frequencies, &positions, &self.device)?;
-        let adapted = self.group_by_adapter(rows)?;
-        let count = tokens.len();
-        let ids = Tensor::from_vec(tokens, count, &self.device)?;
-        let mut x = self.embeddings.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+        let x = self
+            .embeddings
+            .look_up(&tokens, self.config.width, &self.device)?;
+        let mut pass = Pass::new(self, x, &positions, group_by_adapter(rows))?;
         for (index, layer) in self.layers.iter().take(depth).enumerate() {
-            x = self.layer(index, layer, &x, rows, &rotation, &adapted)?;
-            after_layer(index + 1, &x)?;
+            match (&mut pass, layer) {
+                (Pass::Packed { x, pass }, Layer::Packed(layer)) => layer.run(index, x, rows, pass)?,
+                (Pass::Tensors { x, rotation, adapted }, Layer::Tensors(layer)) => {
+                    *x = self.layer(index, layer, x, rows, rotation, adapted)?;
+                }
+                _ => return Err(invalid("model", "layers of two kinds", "load it anew")),
+            }
+            if wanted.contains(&(index + 1)) {
+                after_layer(index + 1, &pass.stream(self.config.width)?)?;
+            }
         }
-        drop(adapted);
+        let x = pass.stream(self.config.width)?;
         for row in rows {
             row.cache.advance(row.tokens.len());
         }
@@ -69,7 +99,7 @@ impl Weights {
     fn layer(
         &self,
         index: usize,
-        layer: &Layer,
+        layer: &TensorLayer,
         x: &Tensor,
         rows: &[Row<'_>],
         rotation: &Rotation,
@@ -156,47 +186,85 @@ impl Weights {
         }
         Ok(())
     }
+}
 
-    /// Rows with an adapter, grouped by adapter. Rows with scale 0 are the base model's and cost nothing.
-    fn group_by_adapter<'a>(&self, rows: &[Row<'a>]) -> Result<Vec<AdaptedRows<'a>>> {
-        let mut groups: Vec<(&'a Adapter, Vec<u32>, Vec<f32>)> = Vec::new();
-        let mut start = 0u32;
-        for row in rows {
-            let end = start + row.tokens.len() as u32;
-            if let Some((adapter, scale)) = row.adapter
-                && scale != 0.0
-            {
-                let group = match groups.iter().position(|(a, ..)| std::ptr::eq(*a, adapter)) {
-                    Some(known) => known,
-                    None => {
-                        groups.push((adapter, Vec::new(), Vec::new()));
-                        groups.len() - 1
-                    }
-                };
-                if let Some((_, indices, scales)) = groups.get_mut(group) {
-                    indices.extend(start..end);
-                    scales.resize(indices.len(), scale * adapter.unit_scale());
-                }
-            }
-            start = end;
+impl<'a> Pass<'a> {
+    fn new(
+        weights: &'a Weights,
+        x: Tensor,
+        positions: &[usize],
+        groups: Vec<AdapterGroup<'a>>,
+    ) -> Result<Self> {
+        let frequencies = &weights.inverse_frequencies;
+        if matches!(weights.layers.first(), Some(Layer::Packed(_))) {
+            return Ok(Self::Packed {
+                x: x.flatten_all()?.to_vec1()?,
+                pass: PackedPass::new(&weights.config, angles(frequencies, positions), groups),
+            });
         }
-        groups
-            .into_iter()
-            .map(|(adapter, indices, scales)| {
-                let count = indices.len();
-                let indices = if count == start as usize {
-                    None
-                } else {
-                    Some(Tensor::from_vec(indices, count, &self.device)?)
-                };
-                let scales = Tensor::from_vec(scales, (count, 1), &self.device)?;
-                Ok(AdaptedRows {
+        let adapted = groups
+            .iter()
+            .map(|group| AdaptedRows::new(group, positions.len(), &weights.device))
+            .collect::<Result<_>>()?;
+        Ok(Self::Tensors {
+            x,
+            rotation: Rotation::new(frequencies, positions, &weights.device)?,
+            adapted,
+        })
+    }
+
+    /// The residual stream, `tokens × width`.
+    fn stream(&self, width: usize) -> Result<Tensor> {
+        Ok(match self {
+            Self::Tensors { x, .. } => x.clone(),
+            Self::Packed { x, .. } => Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?,
+        })
+    }
+}
+
+/// Tokens with an adapter, grouped by adapter. Rows with scale 0 are the base model's and cost nothing.
+fn group_by_adapter<'a>(rows: &[Row<'a>]) -> Vec<AdapterGroup<'a>> {
+    let mut groups: Vec<AdapterGroup<'a>> = Vec::new();
+    let mut start = 0u32;
+    for row in rows {
+        let end = start + row.tokens.len() as u32;
+        if let Some((adapter, scale)) = row.adapter
+            && scale != 0.0
+        {
+            let known = groups.iter().position(|g| std::ptr::eq(g.adapter, adapter));
+            let index = known.unwrap_or(groups.len());
+            if known.is_none() {
+                groups.push(AdapterGroup {
                     adapter,
-                    indices,
-                    scales,
-                })
-            })
-            .collect()
+                    rows: Vec::new(),
+                    scales: Vec::new(),
+                });
+            }
+            if let Some(group) = groups.get_mut(index) {
+                group.rows.extend(start..end);
+                group
+                    .scales
+                    .resize(group.rows.len(), scale * adapter.unit_scale());
+            }
+        }
+        start = end;
+    }
+    groups
+}
+
+impl<'a> AdaptedRows<'a> {
+    /// `tokens` is the number of all tokens of the batch.
+    fn new(group: &AdapterGroup<'a>, tokens: usize, device: &Device) -> Result<Self> {
+        let count = group.rows.len();
+        let indices = match count == tokens {
+            true => None,
+            false => Some(Tensor::from_vec(group.rows.clone(), count, device)?),
+        };
+        Ok(Self {
+            adapter: group.adapter,
+            indices,
+            scales: Tensor::from_vec(group.scales.clone(), (count, 1), device)?,
+        })
     }
 }
 

@@ -7,12 +7,8 @@
 
 use crate::Result;
 use crate::exp::exp;
-use candle_core::utils::barrier_pool;
+use crate::kernels::each_row;
 use candle_core::{CpuStorage, CustomOp2, InplaceOp1, Layout, Shape, Tensor};
-use std::sync::{Mutex, PoisonError};
-
-/// Elements below which waking other threads costs more than it saves.
-const PARALLEL_ELEMENTS: usize = 16 * 1024;
 
 /// Softmax over the visible keys of `scores * scale`. `scores` is `kv_heads × (group * rows) × visible`;
 /// row `i` of the `rows` query tokens sees all but the last `rows - 1 - i` keys.
@@ -158,31 +154,6 @@ fn contiguous<'a>(
         (Some((start, end)), CpuStorage::F32(values)) => Ok(values.get(start..end).unwrap_or_default()),
         _ => candle_core::bail!("{operator}: inputs must be contiguous f32"),
     }
-}
-
-/// Calls `compute` with index and values of every row, on several threads if there is enough to do.
-fn each_row(values: &mut [f32], width: usize, compute: impl Fn(usize, &mut [f32]) + Sync) {
-    if width == 0 {
-        return;
-    }
-    if values.len() < PARALLEL_ELEMENTS {
-        values
-            .chunks_exact_mut(width)
-            .enumerate()
-            .for_each(|(index, row)| compute(index, row));
-        return;
-    }
-    let rows_per_part = (PARALLEL_ELEMENTS / 4).div_ceil(width);
-    let parts: Vec<_> = values.chunks_mut(rows_per_part * width).map(Mutex::new).collect();
-    barrier_pool().execute_chunked(parts.len(), |range| {
-        for (part, rows) in parts.iter().enumerate().take(range.end).skip(range.start) {
-            // Every part is locked once, by the thread that computes it.
-            let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
-            for (index, row) in rows.chunks_exact_mut(width).enumerate() {
-                compute(part * rows_per_part + index, row);
-            }
-        }
-    });
 }
 
 /// Softmax of `values * scale` in place.

@@ -8,6 +8,7 @@ mod attention;
 mod cache;
 mod forward;
 mod kernels;
+mod packed;
 mod rotary;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ use candle_core::{Device, Tensor};
 use forward::Row;
 use std::path::Path;
 use std::sync::Arc;
-use weights::Weights;
+use weights::{Layer, Weights};
 
 /// Positions whose logits are computed together where many are wanted.
 const LOGITS_CHUNK: usize = 64;
@@ -145,6 +146,11 @@ impl LanguageModel {
         self.cache(self.inner.layers.len(), prefix, capacity)
     }
 
+    /// Bytes that keys and values of a sequence of `tokens` tokens take in memory.
+    pub fn kv_bytes(&self, tokens: usize) -> usize {
+        self.inner.layers.len() * self.cache_shape().bytes(tokens)
+    }
+
     /// Runs one batch: appends each step's tokens to its cache and returns, for those that want them, the
     /// logits over the vocabulary at its last token. Steps may have any number of tokens each.
     ///
@@ -169,7 +175,7 @@ impl LanguageModel {
                 adapter: s.adapter,
             })
             .collect();
-        let x = weights.run(&mut rows, weights.layers.len(), |_, _| Ok(()))?;
+        let x = weights.run(&mut rows, weights.layers.len(), &[], |_, _| Ok(()))?;
         let mut logits = if lasts.is_empty() {
             Vec::new()
         } else {
@@ -202,7 +208,7 @@ impl LanguageModel {
             tokens,
             adapter,
         };
-        self.inner.run(&mut [row], depth, |_, _| Ok(()))?;
+        self.inner.run(&mut [row], depth, &[], |_, _| Ok(()))?;
         cache.to_prefix(tokens)
     }
 
@@ -248,7 +254,7 @@ impl LanguageModel {
                 layers: vec![Vec::new(); after.len()],
             })
             .collect();
-        self.inner.run(&mut batch, depth, |layer, x| {
+        self.inner.run(&mut batch, depth, after, |layer, x| {
             for (slot, _) in after.iter().enumerate().filter(|&(_, &wanted)| wanted == layer) {
                 let flat = x.flatten_all()?.to_vec1::<f32>()?;
                 let mut rest = flat.as_slice();
@@ -310,7 +316,7 @@ impl LanguageModel {
         };
         let x = self
             .inner
-            .run(&mut [row], self.inner.layers.len(), |_, _| Ok(()))?;
+            .run(&mut [row], self.inner.layers.len(), &[], |_, _| Ok(()))?;
         let mut result = Vec::with_capacity(continuation.len());
         for (chunk, targets) in continuation.chunks(LOGITS_CHUNK).enumerate() {
             let start = prompt.len() - 1 + chunk * LOGITS_CHUNK;
@@ -328,14 +334,18 @@ impl LanguageModel {
     }
 
     fn cache(&self, layers: usize, prefix: Option<&Prefix>, capacity: usize) -> Result<KvCache> {
+        KvCache::new(self.cache_shape(), layers, prefix, capacity)
+    }
+
+    fn cache_shape(&self) -> CacheShape {
         let config = &self.inner.config;
-        let shape = CacheShape {
+        CacheShape {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             context_length: config.context_length,
             device: self.inner.device.clone(),
-        };
-        KvCache::new(shape, layers, prefix, capacity)
+            is_paged: matches!(self.inner.layers.first(), Some(Layer::Packed(_))),
+        }
     }
 
     fn check_layer(&self, field: &'static str, layer: usize) -> Result<()> {

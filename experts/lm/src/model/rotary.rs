@@ -5,6 +5,7 @@
 //! and key rows in the interleaved order, in which components `2i` and `2i + 1` of a head turn together.
 
 use crate::Result;
+use crate::kernels::Angles;
 use candle_core::{Device, Tensor};
 
 /// The angles of one forward pass.
@@ -17,10 +18,7 @@ impl Rotation {
     /// `inverse_frequencies` has `head_dim / 2` entries; `positions` one for each token of the batch.
     pub(super) fn new(inverse_frequencies: &[f32], positions: &[usize], device: &Device) -> Result<Self> {
         let shape = (positions.len(), 1, inverse_frequencies.len());
-        let angles = positions
-            .iter()
-            .flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f));
-        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
+        let Angles { cos, sin } = angles(inverse_frequencies, positions);
         Ok(Self {
             cos: Tensor::from_vec(cos, shape, device)?,
             sin: Tensor::from_vec(sin, shape, device)?,
@@ -36,6 +34,15 @@ impl Rotation {
         let rotated = candle_nn::rotary_emb::rope_i(&x, &self.cos, &self.sin)?;
         Ok(rotated.reshape((tokens, heads, head_dim))?)
     }
+}
+
+/// Cosines and sines, `head_dim / 2` for each position.
+pub(super) fn angles(inverse_frequencies: &[f32], positions: &[usize]) -> Angles {
+    let angles = positions
+        .iter()
+        .flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f));
+    let (sin, cos) = angles.map(f32::sin_cos).unzip();
+    Angles { cos, sin }
 }
 
 /// `base^(-2i / head_dim)` for each pair `i` of a head.

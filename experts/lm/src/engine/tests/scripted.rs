@@ -55,6 +55,10 @@ impl Backend for Scripted {
         &TINY
     }
 
+    fn kv_bytes(&self, tokens: usize) -> usize {
+        tokens
+    }
+
     fn new_cache(&self, prefix: Option<&Vec<u32>>, _capacity: usize) -> Result<Vec<u32>> {
         Ok(prefix.cloned().unwrap_or_default())
     }

@@ -53,6 +53,9 @@ impl Backend for Gated {
     fn tokenizer(&self) -> &Tokenizer {
         self.model.tokenizer()
     }
+    fn kv_bytes(&self, tokens: usize) -> usize {
+        self.model.kv_bytes(tokens)
+    }
     fn new_cache(&self, prefix: Option<&Vec<u32>>, capacity: usize) -> Result<Vec<u32>> {
         // Outside of a step: the thread dies.
         assert_ne!(capacity, 4 + 13, "scripted death");
@@ -121,6 +124,44 @@ fn the_queue_is_bounded_and_its_places_are_freed() {
     let texts = [&mut running, &mut waiting, &mut later].map(|generation| answer(generation).text);
     assert_eq!(texts, ["a", "c", "d"]);
     assert_eq!(worker.metrics.count(Outcome::Cancelled), 1);
+}
+
+#[test]
+fn a_request_without_memory_waits_and_those_behind_it_keep_their_turn() {
+    let (backend, gate) = gated();
+    let options = EngineOptions {
+        // Two requests of 64 new tokens and their prompts, not three.
+        kv_memory_bytes: 160,
+        ..EngineOptions::default()
+    };
+    let limits = Limits {
+        tokens: 160,
+        vocabulary: 300,
+    };
+    let worker = Worker::start("worker", backend, limits, options, &prometheus::Registry::new()).unwrap();
+    let mut first = worker.generate(request("a:")).unwrap();
+    gate.entered.recv().unwrap();
+    let mut others: Vec<_> = ["bc:", "de:", "fg:"]
+        .iter()
+        .map(|text| worker.generate(request(text)).unwrap())
+        .collect();
+    gate.permits.send(()).unwrap();
+    gate.entered.recv().unwrap();
+    // The batch has places for all; the memory has not.
+    assert_eq!(worker.queue.load(), (2, 2));
+    assert_eq!(worker.metrics.kv_used.get(), 66 + 67);
+    assert!(worker.metrics.kv_waits.get() > 0);
+    assert_eq!(worker.metrics.kv_capacity.get(), 160);
+    drop(gate);
+    assert_eq!(answer(&mut first).text, "a");
+    let texts: Vec<String> = others
+        .iter_mut()
+        .map(|generation| answer(generation).text)
+        .collect();
+    assert_eq!(texts, ["bc", "de", "fg"]);
+    let metrics = Arc::clone(&worker.metrics);
+    drop(worker);
+    assert_eq!(metrics.kv_used.get(), 0);
 }
 
 #[test]
