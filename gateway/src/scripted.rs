@@ -303,7 +303,7 @@ impl Bench {
             generalist,
             Vec::new(),
             Vec::new(),
-            |decider| Graph::single(decider),
+            Graph::single,
             change,
         )
         .await
@@ -331,7 +331,7 @@ impl Bench {
             &generalist,
             vec![strong.clone()],
             vec![part],
-            |decider| Graph::single(decider),
+            Graph::single,
             |_| {},
         )
         .await

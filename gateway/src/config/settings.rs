@@ -128,7 +128,7 @@ pub enum Backend {
     /// A functional-token router of our own.
     Functional,
     /// The published Octopus v4.
-    OctopusV4(OctopusSettings),
+    OctopusV4(Box<OctopusSettings>),
 }
 
 /// The published Octopus v4.

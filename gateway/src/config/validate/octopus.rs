@@ -16,7 +16,7 @@ pub(super) fn backend(
     problems: &mut Problems,
 ) -> Backend {
     match (backend, octopus) {
-        (RawBackend::OctopusV4, Some(raw)) => Backend::OctopusV4(settings(raw, experts, problems)),
+        (RawBackend::OctopusV4, Some(raw)) => Backend::OctopusV4(Box::new(settings(raw, experts, problems))),
         (RawBackend::OctopusV4, None) => {
             problems.add(
                 &PATH,
