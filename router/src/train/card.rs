@@ -153,6 +153,13 @@ impl Report {
                 " --adapter --adapter-rank {} --adapter-epochs {} --adapter-file-rows {}",
                 adapter.rank, adapter.epochs, adapter.file_rows
             );
+            if let Some(start) = &adapter.start {
+                let name = start.file_name().unwrap_or(start.as_os_str()).to_string_lossy();
+                command += &format!(" --adapter-start {name}");
+            }
+            if adapter.learning_rate != AdapterTraining::default().learning_rate {
+                command += &format!(" --adapter-learning-rate {}", adapter.learning_rate);
+            }
         }
         if let Some(adapter) = &self.adapter_from {
             command += &format!(" --adapter-from {adapter}");

@@ -38,6 +38,7 @@ fn options(out: PathBuf) -> TrainPooledOptions {
     let feature = |layer, pooling| PooledFeature { layer, pooling };
     TrainPooledOptions {
         out,
+        start: None,
         features: vec![
             feature(1, Pooling::Mean),
             feature(2, Pooling::Mean),
