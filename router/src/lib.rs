@@ -15,6 +15,7 @@ pub mod evaluate;
 pub mod functional;
 pub mod graph;
 mod lexical;
+pub mod octopus_v4;
 pub mod plots;
 pub mod policy;
 pub mod reformat;

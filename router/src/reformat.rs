@@ -195,7 +195,10 @@ mod tests {
 
     #[test]
     fn the_argument_goes_to_the_last_quote_and_bracket() {
-        assert_eq!(argument("What is the patient's dose?')").unwrap(), "What is the patient's dose?");
+        assert_eq!(
+            argument("What is the patient's dose?')").unwrap(),
+            "What is the patient's dose?"
+        );
         assert_eq!(argument("a ('b')\nc')<expert_end>").unwrap(), "a ('b') c");
         assert_eq!(argument("a')\n").unwrap(), "a");
         for bad in ["", "')", "no end", "ends'", "a') and more"] {
@@ -214,8 +217,12 @@ mod tests {
     #[test]
     fn what_lost_a_fact_is_not_used() {
         let original = "pt on warfarin 5mg, INR 4.2, no bleeding";
-        let good = "The patient takes warfarin 5 mg and the INR is 4.2 with no bleeding. What should be done?";
-        assert_eq!(judge(original, &format!("{good}')")), (Outcome::Accepted, Some(good.to_owned())));
+        let good =
+            "The patient takes warfarin 5 mg and the INR is 4.2 with no bleeding. What should be done?";
+        assert_eq!(
+            judge(original, &format!("{good}')")),
+            (Outcome::Accepted, Some(good.to_owned()))
+        );
         assert_eq!(judge(original, &format!("{original}')")).0, Outcome::Unchanged);
         assert_eq!(judge(original, good).0, Outcome::Unparsed);
         let bad = good.replace("5 mg", "50 mg");

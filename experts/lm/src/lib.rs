@@ -9,6 +9,7 @@
 //! | [`load`] | files to weights: GGUF, safetensors, quantisation and padding, device choice |
 //! | [`tokenize`] | the tokenizer and chat template that the file carries |
 //! | [`model`] | the decoder forward: ragged batches, KV cache, hidden states, adapters by row |
+//! | [`phi3`] | Phi-3, by candle-transformers: one sequence at a time |
 //! | `kernels` | the arithmetic on CPUs: quantised products, attention |
 //! | [`adapter`] | low-rank adapters: file format, shapes, materialising |
 //! | [`engine`] | the scheduler: bounded queue, batching, streaming, cancellation |
@@ -24,6 +25,7 @@ pub mod fetch;
 mod kernels;
 pub mod load;
 pub mod model;
+pub mod phi3;
 pub mod sample;
 pub mod tokenize;
 pub mod train;

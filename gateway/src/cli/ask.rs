@@ -204,9 +204,12 @@ fn describe(decision: &v1::Decision) -> String {
         Some(_) => format!(", confidence {:.2}", decision.confidence),
         None => String::new(),
     };
+    let whom = match decision.path.as_slice() {
+        [_, _, ..] => decision.path.join(" → "),
+        _ => decision.expert.clone(),
+    };
     format!(
-        "{FAINT}→ {} ({}{sure}), decision {}{FAINT:#}",
-        decision.expert,
+        "{FAINT}→ {whom} ({}{sure}), decision {}{FAINT:#}",
         why.join(", "),
         decision.id
     )

@@ -1,12 +1,14 @@
 //! Options that several commands share, and the models and routers that they name.
 
 use super::failure::Failure;
-use crate::config::{self, ConfigError, Loaded, ModelSettings, Settings};
+use crate::config::{self, Backend, ConfigError, Loaded, ModelSettings, Settings};
+use crate::serve::ServeError;
 use clap::Args;
 use referral_lm::LanguageModel;
 use referral_lm::fetch::{ModelSpec, Source, fetch};
 use referral_router::cost::GainModel;
 use referral_router::dataset::{Fields, LabelMap};
+use referral_router::graph::Decider;
 use referral_router::{Graph, Router};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,14 +108,31 @@ impl RouterOptions {
 
     /// Loads the router and its model.
     pub(crate) fn load(&self, settings: &Settings) -> Result<Router, Failure> {
+        if self.router.is_none() && settings.router.backend != Backend::Functional {
+            let message = "router.backend is octopus_v4, and this command is for functional-token routers";
+            return Err(
+                Failure::new(message).with_hint("name one with --router; `referral route` knows both kinds")
+            );
+        }
         self.load_with(settings, self.model.load(settings)?)
     }
 
     /// Loads the router, and those below it by the configuration.
     pub(crate) fn load_graph(&self, settings: &Settings) -> Result<Graph, Failure> {
-        let model = self.model.load(settings)?;
-        let top = self.load_with(settings, model.clone())?;
-        Ok(crate::serve::graph(settings, Arc::new(top), &model)?)
+        let model = match settings.needs_router_model() || self.router.is_some() {
+            true => Some(self.model.load(settings)?),
+            false => None,
+        };
+        let given = || {
+            model.clone().ok_or_else(|| {
+                ServeError::Loading("the router's model was not loaded, though a router needs it".to_owned())
+            })
+        };
+        let top: Arc<dyn Decider> = match (&self.router, &settings.router.backend) {
+            (None, Backend::OctopusV4(octopus)) => Arc::new(crate::serve::octopus_v4(octopus)?),
+            _ => Arc::new(self.load_with(settings, given()?)?),
+        };
+        Ok(crate::serve::graph(settings, top, given)?)
     }
 
     fn load_with(&self, settings: &Settings, model: LanguageModel) -> Result<Router, Failure> {

@@ -18,7 +18,8 @@ Each line of the output: id, expert (the likeliest; the generalist answers where
 confidence, in_scope (probability that the query is anything for these experts), out_of_scope, abstained,
 windowed (the query is longer than what the router reads), probabilities by expert, latency_us. Where experts of the
 configuration are routers of their own, they are followed: path is then the way to the expert, confidence the product
-along it, abstained the last router's word, and the rest the top router's.
+along it, abstained the last router's word, and the rest the top router's. With --argument, argument is the query as
+Octopus v4 would put it to the expert, or null.
 
 Example:
   echo '{\"id\": 1, \"query\": \"Is metformin safe with an eGFR of 28?\"}' > queries.jsonl
@@ -34,6 +35,9 @@ pub(crate) struct Arguments {
     /// File to write instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Also let the router write the query as it would put it to the expert (Octopus v4 only; slow)
+    #[arg(long)]
+    argument: bool,
     #[command(flatten)]
     field: QueryField,
     #[command(flatten)]
@@ -55,6 +59,8 @@ struct Line<'a> {
     #[serde(serialize_with = "as_map")]
     probabilities: &'a [(String, f32)],
     latency_us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    argument: Option<Option<String>>,
 }
 
 /// Runs the command.
@@ -64,21 +70,36 @@ pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
     let settings = config.load()?.settings;
     let Some(path) = &arguments.output else {
         let router = arguments.router.load_graph(&settings)?;
-        return route(&router, queries, &mut BufWriter::new(stdout()));
+        return route(
+            &router,
+            queries,
+            arguments.argument,
+            &mut BufWriter::new(stdout()),
+        );
     };
     let named = |error| Failure::new(format!("cannot write {}: {error}", path.display()));
     let mut file = BufWriter::new(std::fs::File::create(path).map_err(named)?);
     let router = arguments.router.load_graph(&settings)?;
-    route(&router, queries, &mut file)
+    route(&router, queries, arguments.argument, &mut file)
 }
 
 /// One query a forward pass, as a gateway would meet them, so that latencies mean something.
-fn route(router: &Graph, queries: Reader<Query>, out: &mut dyn Write) -> Result<(), Failure> {
+fn route(
+    router: &Graph,
+    queries: Reader<Query>,
+    with_argument: bool,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     let bar = counter("queries routed")?;
     for query in queries {
         let query = query?;
         for descent in router.route(&[query.query.as_str()])? {
-            serde_json::to_writer(&mut *out, &line(&query.id, &descent)).map_err(std::io::Error::from)?;
+            let argument = with_argument.then(|| router.argument(&query.query)).transpose()?;
+            let line = Line {
+                argument,
+                ..line(&query.id, &descent)
+            };
+            serde_json::to_writer(&mut *out, &line).map_err(std::io::Error::from)?;
             writeln!(out)?;
         }
         bar.inc(1);
@@ -102,6 +123,7 @@ fn line<'a>(id: &'a str, descent: &'a Descent) -> Line<'a> {
         windowed: routing.windowed,
         probabilities: &routing.probabilities,
         latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
+        argument: None,
     }
 }
 

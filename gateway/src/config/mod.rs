@@ -19,8 +19,9 @@ pub use raw::ReformatMode;
 pub use schema::schema;
 pub use secret::Secret;
 pub use settings::{
-    AdapterSource, ExpertSettings, LocalSettings, LogSettings, ModelSettings, NodeSettings, OpenAiSettings,
-    PairSettings, PairThreshold, Provider, RouterSettings, ServerSettings, Settings, TelemetrySettings,
+    AdapterSource, Backend, ExpertSettings, LocalSettings, LogSettings, ModelSettings, NodeSettings,
+    OctopusSettings, OpenAiSettings, PairSettings, PairThreshold, Provider, RouterSettings, ServerSettings,
+    Settings, TelemetrySettings,
 };
 
 use std::path::Path;

@@ -1,11 +1,12 @@
 //! The validated configuration: immutable, typed, and all that the rest of the gateway sees of it.
 
+use super::raw::ReformatMode;
 use super::secret::Secret;
 use crate::pipeline::ReformatSettings;
 use referral_experts::{Card, ExpertId, ExpertKind};
 use referral_lm::engine::EngineOptions;
 use referral_lm::fetch::ModelSpec;
-use referral_lm::load::LoadOptions;
+use referral_lm::load::{DeviceSpec, LoadOptions};
 use referral_router::policy::PolicySettings;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -77,6 +78,8 @@ pub struct ModelSettings {
 /// Who decides who answers.
 #[derive(Debug, Clone)]
 pub struct RouterSettings {
+    /// What kind of router it is.
+    pub backend: Backend,
     /// Key in [`Settings::models`].
     pub model: String,
     /// A trained router; `None` is the shipped one.
@@ -119,6 +122,26 @@ pub enum PairThreshold {
     Gain(f32),
 }
 
+/// What kind of router decides.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Backend {
+    /// A functional-token router of our own.
+    Functional,
+    /// The published Octopus v4.
+    OctopusV4(OctopusSettings),
+}
+
+/// The published Octopus v4.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OctopusSettings {
+    /// What to fetch.
+    pub spec: ModelSpec,
+    /// Where it runs.
+    pub device: DeviceSpec,
+    /// Whom its functions are mapped to, in their order.
+    pub experts: [String; 17],
+}
+
 /// Somebody who can answer.
 #[derive(Debug, Clone)]
 pub struct ExpertSettings {
@@ -130,6 +153,16 @@ pub struct ExpertSettings {
     pub card: Card,
     /// How it is reached.
     pub provider: Provider,
+}
+
+impl Settings {
+    /// Whether anything reads with the router's model.
+    pub fn needs_router_model(&self) -> bool {
+        self.router.backend == Backend::Functional
+            || self.router.reformat.mode != ReformatMode::Never
+            || !self.pairs.is_empty()
+            || self.experts.iter().any(|expert| !expert.is_worker())
+    }
 }
 
 impl ExpertSettings {

@@ -1,6 +1,7 @@
 //! Layers, mistakes and secrets, through the public door.
 
 mod graph;
+mod octopus;
 mod pairs;
 
 use super::*;

@@ -4,6 +4,7 @@
 //! All mistakes are collected, so that one run of `referral config check` shows them all.
 
 mod experts;
+mod octopus;
 mod pairs;
 
 use super::check::suggestion;
@@ -53,6 +54,7 @@ pub(super) fn validate(
     let server = server(&raw.server, &mut problems);
     problems.model_exists(&["router", "model"], &raw.router.model, &names);
     let router = RouterSettings {
+        backend: octopus::backend(raw.router.backend, raw.router.octopus, &experts, &mut problems),
         model: raw.router.model,
         directory: raw.router.directory.map(PathBuf::from),
         allow_unmatched: raw.router.allow_unmatched,
@@ -230,31 +232,9 @@ fn server(raw: &RawServer, problems: &mut Problems) -> ServerSettings {
 }
 
 fn model(name: &str, raw: RawModel, problems: &mut Problems) -> ModelSettings {
-    let path = |key| ["models", name, key];
-    let is_file = raw.source.starts_with("file:");
-    if !is_file && !raw.source.starts_with("pypi:") && !raw.source.starts_with("hf:") {
-        let message = format!("{:?} is no source: start with pypi:, hf: or file:", raw.source);
-        problems.add(&path("source"), message);
-    }
-    match &raw.sha256 {
-        Some(digest) if digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()) => {}
-        Some(digest) => problems.add(
-            &path("sha256"),
-            format!("{digest:?} is no SHA-256: write its 64 hex digits"),
-        ),
-        None if is_file => {}
-        None => problems.add(
-            &path("sha256"),
-            "is missing: what is downloaded needs its SHA-256".to_owned(),
-        ),
-    }
-    let device = device(&raw.device).unwrap_or_else(|| {
-        problems.add(
-            &path("device"),
-            format!("{:?} is no device: use auto, cpu, cuda:N or metal", raw.device),
-        );
-        DeviceSpec::Auto
-    });
+    let path = ["models", name];
+    let spec = source(&path, name, raw.source, raw.sha256, problems);
+    let device = device(&path, &raw.device, problems);
     let quantization = match raw.quantization {
         RawQuantization::Q8_0 => Quantization::Q8_0,
         RawQuantization::Q4_0 => Quantization::Q4_0,
@@ -272,11 +252,7 @@ fn model(name: &str, raw: RawModel, problems: &mut Problems) -> ModelSettings {
         kv_memory_bytes,
     } = raw.engine;
     ModelSettings {
-        spec: ModelSpec {
-            name: name.to_owned(),
-            source: Source(raw.source),
-            sha256: raw.sha256.map(|digest| digest.to_lowercase()),
-        },
+        spec,
         load: LoadOptions { device, quantization },
         engine: EngineOptions {
             max_batch,
@@ -289,13 +265,56 @@ fn model(name: &str, raw: RawModel, problems: &mut Problems) -> ModelSettings {
     }
 }
 
-fn device(text: &str) -> Option<DeviceSpec> {
-    match text {
+/// What is fetched under `name`; `path` is the section's that says from where.
+fn source(
+    path: &[&str],
+    name: &str,
+    source: String,
+    sha256: Option<String>,
+    problems: &mut Problems,
+) -> ModelSpec {
+    let at = |key| [path, &[key]].concat();
+    let is_file = source.starts_with("file:");
+    if !is_file && !source.starts_with("pypi:") && !source.starts_with("hf:") {
+        let message = format!("{source:?} is no source: start with pypi:, hf: or file:");
+        problems.add(&at("source"), message);
+    }
+    match &sha256 {
+        Some(digest) if digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()) => {}
+        Some(digest) => problems.add(
+            &at("sha256"),
+            format!("{digest:?} is no SHA-256: write its 64 hex digits"),
+        ),
+        None if is_file => {}
+        None => problems.add(
+            &at("sha256"),
+            "is missing: what is downloaded needs its SHA-256".to_owned(),
+        ),
+    }
+    ModelSpec {
+        name: name.to_owned(),
+        source: Source(source),
+        sha256: sha256.map(|digest| digest.to_lowercase()),
+    }
+}
+
+fn device(path: &[&str], text: &str, problems: &mut Problems) -> DeviceSpec {
+    let device = match text {
         "auto" => Some(DeviceSpec::Auto),
         "cpu" => Some(DeviceSpec::Cpu),
         "metal" => Some(DeviceSpec::Metal),
-        other => other.strip_prefix("cuda:")?.parse().ok().map(DeviceSpec::Cuda),
-    }
+        other => other
+            .strip_prefix("cuda:")
+            .and_then(|index| index.parse().ok())
+            .map(DeviceSpec::Cuda),
+    };
+    device.unwrap_or_else(|| {
+        problems.add(
+            &[path, &["device"]].concat(),
+            format!("{text:?} is no device: use auto, cpu, cuda:N or metal"),
+        );
+        DeviceSpec::Auto
+    })
 }
 
 fn log(raw: RawLog, variables: &Variables, problems: &mut Problems) -> LogSettings {

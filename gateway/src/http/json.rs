@@ -19,9 +19,10 @@ pub(crate) fn decision(decision: &v1::Decision) -> Value {
         .reasons()
         .map(|reason| short_name(reason.as_str_name(), "REASON_"))
         .collect();
-    let reformat = decision.reformat.as_ref().map(|new| {
-        json!({"outcome": new.outcome, "text": new.text, "latency_us": new.latency_us})
-    });
+    let reformat = decision
+        .reformat
+        .as_ref()
+        .map(|new| json!({"outcome": new.outcome, "text": new.text, "latency_us": new.latency_us}));
     json!({
         "id": decision.id,
         "expert": decision.expert,

@@ -14,6 +14,7 @@ mod deadline;
 mod deciding;
 mod decision;
 mod error;
+mod parts;
 mod query;
 mod record;
 mod reformat;
@@ -29,21 +30,21 @@ pub use answering::{Answering, Envelope, Event, Whole};
 pub use deadline::parse_grpc_timeout;
 pub use decision::{AnswerEnd, Decision, FailedAttempt};
 pub use error::GatewayError;
+pub use parts::{PairPart, Parts, RouterCard};
 pub use reformat::{ReformatSettings, Reformatted, Reformatter};
 
-use crate::compute::{Gains, RouterLimits, RouterThread};
+use crate::compute::{RouterLimits, RouterThread};
 use crate::config::{ServerSettings, Settings};
 use crate::log::{DecisionLog, Feedback, LogError};
 use crate::metrics::{Method, Metrics};
 use admission::Admission;
 use cache::RoutingCache;
 use deadline::Deadline;
+use parts::SettledPair;
 use query::{ValidComparison, ValidQuery};
-use referral_experts::{Card, Expert, ExpertId, ExpertKind, Health};
+use referral_experts::{Expert, ExpertId, Health};
 use referral_proto::v1;
-use referral_router::Graph;
 use referral_router::policy::PolicySettings;
-use referral_router::policy::pair::Pair;
 use roster::Roster;
 use run::{Call, Run, Task};
 use std::collections::BTreeSet;
@@ -58,50 +59,6 @@ use uuid::Uuid;
 const UNREAD: usize = 32;
 /// Queries routed in one forward pass.
 const ROUTER_BATCH: usize = 16;
-
-/// What a pipeline is made of.
-pub struct Parts {
-    /// Who can answer.
-    pub experts: Vec<Arc<dyn Expert>>,
-    /// Who decides.
-    pub graph: Graph,
-    /// The experts that are routers of their own, in the graph.
-    pub nodes: Vec<RouterCard>,
-    /// Pairs of a strong and a weak expert; no expert is in two.
-    pub pairs: Vec<PairPart>,
-    /// Who puts queries in better words, if anybody does.
-    pub reformatter: Option<Arc<dyn Reformatter>>,
-    /// Where decisions are kept.
-    pub log: DecisionLog,
-    /// What is measured.
-    pub metrics: Metrics,
-}
-
-/// What a platform team wants to know of an expert that is a router.
-pub struct RouterCard {
-    /// Its name.
-    pub id: ExpertId,
-    /// Its part.
-    pub kind: ExpertKind,
-    /// The rest; its model names the experts that it refers to.
-    pub card: Card,
-}
-
-/// A strong and a weak expert, and how one of them is chosen.
-pub struct PairPart {
-    /// Who, and from which gain on the strong one.
-    pub pair: Pair,
-    /// Predicts the gain.
-    pub gains: Arc<dyn Gains>,
-    /// The mean log-probability below which the weak one's answer is not given, and the strong one asked.
-    pub cascade: Option<f32>,
-}
-
-/// A pair without its head, which the router's thread has.
-struct SettledPair {
-    pair: Pair,
-    cascade: Option<f32>,
-}
 
 /// The gateway behind its ports.
 pub struct Pipeline {

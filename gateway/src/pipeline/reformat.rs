@@ -84,7 +84,11 @@ impl Run {
     /// What an expert is asked: the query, with the better words if they were written for this expert.
     pub(super) fn question(&self, expert: &str) -> referral_experts::Query {
         let mut ask = self.query.ask.clone();
-        let words = self.decision.reformatted.as_ref().filter(|new| new.expert == expert);
+        let words = self
+            .decision
+            .reformatted
+            .as_ref()
+            .filter(|new| new.expert == expert);
         if let Some(words) = words.and_then(|new| new.text.as_ref()) {
             ask.text = reformat::beside(&ask.text, words);
         }

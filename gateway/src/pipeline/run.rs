@@ -220,6 +220,7 @@ impl Run {
         let late =
             |run: &Self, name: &str| run.failure(name, ExpertErrorKind::Timeout, "gave no text in time");
         let Some(started) = before(give_up, self.start(name.clone())).await else {
+            self.waiting.end();
             return Ok(Err(late(self, &name)?));
         };
         let mut pieces = match started? {
@@ -277,9 +278,7 @@ impl Run {
         self.name(name);
         self.asked = Some(Instant::now());
         self.waiting.begin();
-        let started = expert
-            .answer(question, self.call.deadline.at().into_std())
-            .await;
+        let started = expert.answer(question, self.call.deadline.at().into_std()).await;
         self.waiting.end();
         if started.is_ok() {
             self.announce().await?;

@@ -13,7 +13,7 @@ mod tests;
 mod tokens;
 
 pub use error::ServeError;
-pub(crate) use parts::graph;
+pub(crate) use parts::{graph, octopus_v4};
 pub use stage::Stage;
 
 use crate::config::Settings;

@@ -3,8 +3,8 @@
 use super::{ServeError, tokens};
 use crate::compute::EngineReformatter;
 use crate::config::{
-    AdapterSource, ExpertSettings, LocalSettings, OpenAiSettings, PairSettings, PairThreshold, Provider,
-    ReformatMode, Settings,
+    AdapterSource, Backend, ExpertSettings, LocalSettings, OctopusSettings, OpenAiSettings, PairSettings,
+    PairThreshold, Provider, ReformatMode, Settings,
 };
 use crate::log::DecisionLog;
 use crate::metrics::Metrics;
@@ -17,6 +17,7 @@ use referral_lm::engine::Engine;
 use referral_lm::{LanguageModel, LmError, fetch};
 use referral_router::cost::GainModel;
 use referral_router::graph::{Decider, Node};
+use referral_router::octopus_v4::OctopusV4;
 use referral_router::policy::pair::Pair;
 use referral_router::{Graph, Router, RouterError, reformat};
 use std::collections::{BTreeMap, HashMap};
@@ -28,22 +29,23 @@ use std::time::Instant;
 pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, ServeError> {
     let log = DecisionLog::open(&settings.log)?;
     let models = models(settings)?;
-    let router_model = known(&models, &settings.router.model)?.clone();
-    let router = match &settings.router.directory {
-        Some(directory) => Router::load(directory, router_model),
-        None => Router::shipped(router_model),
-    }
-    .map_err(|error| ServeError::Router(Box::new(error)))?;
-    let graph = graph(
-        settings,
-        Arc::new(router),
-        known(&models, &settings.router.model)?,
-    )?;
+    let router_model = || known(&models, &settings.router.model).cloned();
+    let top: Arc<dyn Decider> = match &settings.router.backend {
+        Backend::OctopusV4(octopus) => Arc::new(octopus_v4(octopus)?),
+        Backend::Functional => {
+            let router = match &settings.router.directory {
+                Some(directory) => Router::load(directory, router_model()?),
+                None => Router::shipped(router_model()?),
+            };
+            Arc::new(router.map_err(|error| ServeError::Router(Box::new(error)))?)
+        }
+    };
+    let graph = graph(settings, top, router_model)?;
     tokens::check(settings, &graph)?;
-    let pairs = settings.pairs.iter().map(|pair| {
-        let model = known(&models, &settings.router.model)?.clone();
-        pair_part(pair, model).map_err(|error| ServeError::Router(Box::new(error)))
-    });
+    let pairs = settings
+        .pairs
+        .iter()
+        .map(|pair| pair_part(pair, router_model()?).map_err(|error| ServeError::Router(Box::new(error))));
     let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
     let mut workshop = Workshop {
         settings,
@@ -84,7 +86,10 @@ pub(super) fn load(settings: &Settings, metrics: Metrics) -> Result<Parts, Serve
 
 /// The models that the router or an expert uses, each loaded once.
 fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeError> {
-    let mut wanted = vec![settings.router.model.as_str()];
+    let router = settings
+        .needs_router_model()
+        .then_some(settings.router.model.as_str());
+    let mut wanted: Vec<&str> = router.into_iter().collect();
     wanted.extend(
         settings
             .experts
@@ -115,6 +120,22 @@ fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeE
     Ok(models)
 }
 
+/// Fetches and loads the published Octopus v4.
+///
+/// # Errors
+/// [`ServeError::Model`] if it cannot be fetched, [`ServeError::Router`] if it is not what it should be.
+pub(crate) fn octopus_v4(settings: &OctopusSettings) -> Result<OctopusV4, ServeError> {
+    let path = fetch::fetch(&settings.spec).map_err(|source| ServeError::Model {
+        name: settings.spec.name.clone(),
+        source: Box::new(source),
+    })?;
+    let started = Instant::now();
+    let octopus = OctopusV4::load(&path, settings.device, &settings.experts)
+        .map_err(|error| ServeError::Router(Box::new(error)))?;
+    tracing::info!(took = ?started.elapsed(), "Octopus v4 loaded");
+    Ok(octopus)
+}
+
 /// The router with the routers below it, which read with `model`.
 ///
 /// # Errors
@@ -122,13 +143,12 @@ fn models(settings: &Settings) -> Result<BTreeMap<String, LanguageModel>, ServeE
 pub(crate) fn graph(
     settings: &Settings,
     top: Arc<dyn Decider>,
-    model: &LanguageModel,
+    model: impl Fn() -> Result<LanguageModel, ServeError>,
 ) -> Result<Graph, ServeError> {
     let mut nodes = Vec::new();
     for expert in &settings.experts {
         if let Provider::Router(node) = &expert.provider {
-            let router =
-                Router::load(&node.directory, model.clone()).map_err(|error| failed(expert, error))?;
+            let router = Router::load(&node.directory, model()?).map_err(|error| failed(expert, error))?;
             nodes.push(Node {
                 name: expert.id.to_string(),
                 decider: Arc::new(router),

@@ -6,7 +6,7 @@
 //! routers of their own, a token of any router that is reached from the top counts.
 
 use super::ServeError;
-use crate::config::{ExpertSettings, Settings};
+use crate::config::{Backend, ExpertSettings, Settings};
 use referral_experts::ExpertKind;
 use referral_router::Graph;
 
@@ -48,6 +48,12 @@ fn faults(settings: &Settings, graph: &Graph) -> Vec<String> {
     without_token
         .map(|expert| {
             let id = &expert.id;
+            if settings.router.backend != Backend::Functional {
+                return format!(
+                    "experts.{id} has none of Octopus v4's functions, so that no query is referred to it: map one to it in \
+                     router.octopus.experts, or remove it with experts.{id}: null"
+                );
+            }
             format!(
                 "experts.{id} has no functional token, so that no query is referred to it: `referral router add-expert \
                  --name {id} --description … --examples FILE --out DIR`, then router.directory: DIR"

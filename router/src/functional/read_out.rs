@@ -57,7 +57,7 @@ impl Default for Window {
 
 impl Window {
     /// The tokens that are read.
-    fn cut(self, mut tokens: Vec<u32>) -> Vec<u32> {
+    pub(crate) fn cut(self, mut tokens: Vec<u32>) -> Vec<u32> {
         if tokens.len() > self.head + self.tail {
             tokens.drain(self.head..tokens.len() - self.tail);
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::{Candidate, PolicyError, PolicySettings, Reason};
 use proptest::prelude::*;
 use std::sync::Mutex;
 use std::time::Duration;

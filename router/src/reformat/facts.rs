@@ -175,7 +175,12 @@ impl Facts {
         match lost {
             Some(target) if now < before => Err(Difference::Negation(target)),
             _ if now > before || (now == 0 && before > 0) => Err(Difference::Negation(
-                after.negated.last().and_then(|place| after.target(*place)).unwrap_or_default().to_owned(),
+                after
+                    .negated
+                    .last()
+                    .and_then(|place| after.target(*place))
+                    .unwrap_or_default()
+                    .to_owned(),
             )),
             _ => Ok(()),
         }
@@ -184,20 +189,36 @@ impl Facts {
     /// The word that the negation at `place` is about.
     fn target(&self, place: usize) -> Option<&str> {
         let behind = self.words.get(place + 1..)?;
-        behind.iter().map(String::as_str).find(|word| !is_filler(word) && !word.is_empty())
+        behind
+            .iter()
+            .map(String::as_str)
+            .find(|word| !is_filler(word) && !word.is_empty())
     }
 
     /// Whether a negation reaches a form of this word.
     fn negates(&self, target: &str) -> bool {
-        self.words.iter().enumerate().filter(|(_, word)| same_stem(word, target)).any(|(place, _)| {
-            self.negated.iter().any(|negation| *negation < place && place - negation <= NEGATION_REACH)
-        })
+        self.words
+            .iter()
+            .enumerate()
+            .filter(|(_, word)| same_stem(word, target))
+            .any(|(place, _)| {
+                self.negated
+                    .iter()
+                    .any(|negation| *negation < place && place - negation <= NEGATION_REACH)
+            })
     }
 
     /// Enough of the long words must remain.
     fn content(&self, after: &Self) -> Result<(), Difference> {
-        let long: BTreeSet<&String> = self.words.iter().filter(|word| word.chars().count() >= LONG_WORD).collect();
-        let remaining = long.iter().filter(|word| after.words.iter().any(|other| same_stem(other, word))).count();
+        let long: BTreeSet<&String> = self
+            .words
+            .iter()
+            .filter(|word| word.chars().count() >= LONG_WORD)
+            .collect();
+        let remaining = long
+            .iter()
+            .filter(|word| after.words.iter().any(|other| same_stem(other, word)))
+            .count();
         match long.len() {
             // One or two may well all be put into other words.
             0..=2 => Ok(()),

@@ -9,10 +9,49 @@ static DRUGS: LazyLock<HashSet<&str>> =
 
 /// Endings of international nonproprietary names, for those that the list lacks.
 const DRUG_ENDINGS: [&str; 43] = [
-    "olol", "pril", "prilat", "sartan", "statin", "dipine", "azole", "mycin", "micin", "cillin", "cycline",
-    "floxacin", "prazole", "triptan", "setron", "gliptin", "gliflozin", "glutide", "mab", "tinib", "parin", "xaban",
-    "gatran", "caine", "barbital", "azepam", "oxetine", "triptyline", "coxib", "thiazide", "semide", "lukast",
-    "phylline", "solone", "dronate", "platin", "rubicin", "taxel", "ciclib", "fibrate", "glitazone", "penem", "ciclovir",
+    "olol",
+    "pril",
+    "prilat",
+    "sartan",
+    "statin",
+    "dipine",
+    "azole",
+    "mycin",
+    "micin",
+    "cillin",
+    "cycline",
+    "floxacin",
+    "prazole",
+    "triptan",
+    "setron",
+    "gliptin",
+    "gliflozin",
+    "glutide",
+    "mab",
+    "tinib",
+    "parin",
+    "xaban",
+    "gatran",
+    "caine",
+    "barbital",
+    "azepam",
+    "oxetine",
+    "triptyline",
+    "coxib",
+    "thiazide",
+    "semide",
+    "lukast",
+    "phylline",
+    "solone",
+    "dronate",
+    "platin",
+    "rubicin",
+    "taxel",
+    "ciclib",
+    "fibrate",
+    "glitazone",
+    "penem",
+    "ciclovir",
 ];
 
 /// Whether a lower-case word names a drug or a class of drugs. Some words that do not are taken for one (they must then
@@ -85,8 +124,9 @@ pub(super) fn number(word: &str) -> Option<&'static str> {
 /// Whether a lower-case word negates what follows.
 pub(super) fn is_negation(word: &str) -> bool {
     const WORDS: [&str; 24] = [
-        "no", "not", "never", "without", "none", "nil", "denies", "denied", "denying", "deny", "negative", "neg", "neither",
-        "nor", "cannot", "cant", "wont", "dont", "doesnt", "didnt", "isnt", "unable", "nobody", "nothing",
+        "no", "not", "never", "without", "none", "nil", "denies", "denied", "denying", "deny", "negative",
+        "neg", "neither", "nor", "cannot", "cant", "wont", "dont", "doesnt", "didnt", "isnt", "unable",
+        "nobody", "nothing",
     ];
     WORDS.contains(&word) || word.ends_with("n't") || word.ends_with("n’t")
 }
@@ -102,9 +142,9 @@ pub(super) fn is_hidden_negation(word: &str) -> bool {
 /// Words between a negation and what it negates.
 pub(super) fn is_filler(word: &str) -> bool {
     const WORDS: [&str; 34] = [
-        "a", "an", "the", "any", "had", "have", "has", "having", "been", "is", "be", "are", "was", "were", "to", "of", "on", "in",
-        "at", "for", "with", "and", "or", "known", "sign", "signs", "evidence", "history", "hx", "previous", "other", "more",
-        "my", "yet",
+        "a", "an", "the", "any", "had", "have", "has", "having", "been", "is", "be", "are", "was", "were",
+        "to", "of", "on", "in", "at", "for", "with", "and", "or", "known", "sign", "signs", "evidence",
+        "history", "hx", "previous", "other", "more", "my", "yet",
     ];
     WORDS.contains(&word)
 }

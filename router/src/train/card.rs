@@ -154,8 +154,7 @@ impl Report {
                 adapter.rank, adapter.epochs, adapter.file_rows
             );
             if let Some(start) = &adapter.start {
-                let name = start.file_name().unwrap_or(start.as_os_str()).to_string_lossy();
-                command += &format!(" --adapter-start {name}");
+                command += &format!(" --adapter-start {}", SourceFile::name(start));
             }
             if adapter.learning_rate != AdapterTraining::default().learning_rate {
                 command += &format!(" --adapter-learning-rate {}", adapter.learning_rate);

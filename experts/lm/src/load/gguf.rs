@@ -26,39 +26,7 @@ pub(super) struct GgufFile {
 impl GgufFile {
     /// Reads the header and its llama configuration.
     pub(super) fn open(path: &Path) -> Result<(Self, ModelConfig)> {
-        let mut reader = BufReader::new(open(path)?);
-        let length = reader
-            .get_ref()
-            .metadata()
-            .map_err(|source| LmError::Io {
-                path: path.to_owned(),
-                source,
-            })?
-            .len();
-        // candle divides by the file's own alignment value, which may be zero in a corrupt file.
-        let content = catch_unwind(AssertUnwindSafe(|| gguf_file::Content::read(&mut reader)))
-            .map_err(|_| bad(path, "its header is corrupt; fetch the file again".into()))?
-            .map_err(|error| bad(path, format!("{error}; fetch the file again if it should be one")))?;
-        for (name, info) in &content.tensor_infos {
-            let elements = info
-                .shape
-                .dims()
-                .iter()
-                .try_fold(1_u64, |n, &d| n.checked_mul(d as u64));
-            let (block, bytes) = (
-                info.ggml_dtype.block_size() as u64,
-                info.ggml_dtype.type_size() as u64,
-            );
-            let end = elements
-                .and_then(|n| (n / block).checked_mul(bytes))
-                .and_then(|size| size.checked_add(info.offset))
-                .and_then(|end| end.checked_add(content.tensor_data_offset));
-            if end.is_none_or(|end| end > length) {
-                let detail =
-                    format!("tensor {name} lies beyond the end of the file, which is truncated or corrupt");
-                return Err(bad(path, detail));
-            }
-        }
+        let content = header(path)?;
         let config = Metadata {
             path,
             content: &content,
@@ -94,6 +62,44 @@ impl GgufFile {
         info.read(&mut file, self.content.tensor_data_offset, &Device::Cpu)
             .map_err(|error| bad(&self.path, format!("tensor {name}: {error}")))
     }
+}
+
+/// Reads a GGUF file's header, of whatever architecture, and checks that the tensors lie within the file.
+pub(crate) fn header(path: &Path) -> Result<gguf_file::Content> {
+    let mut reader = BufReader::new(open(path)?);
+    let length = reader
+        .get_ref()
+        .metadata()
+        .map_err(|source| LmError::Io {
+            path: path.to_owned(),
+            source,
+        })?
+        .len();
+    // candle divides by the file's own alignment value, which may be zero in a corrupt file.
+    let content = catch_unwind(AssertUnwindSafe(|| gguf_file::Content::read(&mut reader)))
+        .map_err(|_| bad(path, "its header is corrupt; fetch the file again".into()))?
+        .map_err(|error| bad(path, format!("{error}; fetch the file again if it should be one")))?;
+    for (name, info) in &content.tensor_infos {
+        let elements = info
+            .shape
+            .dims()
+            .iter()
+            .try_fold(1_u64, |n, &d| n.checked_mul(d as u64));
+        let (block, bytes) = (
+            info.ggml_dtype.block_size() as u64,
+            info.ggml_dtype.type_size() as u64,
+        );
+        let end = elements
+            .and_then(|n| (n / block).checked_mul(bytes))
+            .and_then(|size| size.checked_add(info.offset))
+            .and_then(|end| end.checked_add(content.tensor_data_offset));
+        if end.is_none_or(|end| end > length) {
+            let detail =
+                format!("tensor {name} lies beyond the end of the file, which is truncated or corrupt");
+            return Err(bad(path, detail));
+        }
+    }
+    Ok(content)
 }
 
 /// The header's key-value pairs, read with names in the errors.

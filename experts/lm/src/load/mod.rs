@@ -10,6 +10,9 @@ mod gguf;
 pub(crate) mod linear;
 mod safetensors;
 
+pub(crate) use gguf::header as gguf_header;
+pub(crate) use safetensors::SafetensorsDirectory;
+
 pub use checkpoint::{Checkpoint, LayerTensor, ModelConfig, TensorName};
 
 /// Where the arithmetic runs.

@@ -30,14 +30,14 @@ struct Entry {
 
 /// An opened directory.
 #[derive(Debug)]
-pub(super) struct SafetensorsDirectory {
+pub(crate) struct SafetensorsDirectory {
     path: PathBuf,
     entries: HashMap<String, Entry>,
 }
 
 impl SafetensorsDirectory {
-    /// Reads `config.json` and the headers of every `*.safetensors` file.
-    pub(super) fn open(path: &Path) -> Result<(Self, ModelConfig)> {
+    /// Reads the headers of every `*.safetensors` file, of whatever architecture.
+    pub(crate) fn tensors(path: &Path) -> Result<Self> {
         let mut files: Vec<PathBuf> = std::fs::read_dir(path)
             .map_err(|source| LmError::Io {
                 path: path.to_owned(),
@@ -57,6 +57,15 @@ impl SafetensorsDirectory {
         for file in &files {
             read_header(file, &mut entries)?;
         }
+        Ok(Self {
+            path: path.to_owned(),
+            entries,
+        })
+    }
+
+    /// Reads `config.json` and the headers of every `*.safetensors` file.
+    pub(super) fn open(path: &Path) -> Result<(Self, ModelConfig)> {
+        let files = Self::tensors(path)?;
         let config_path = path.join("config.json");
         let text = std::fs::read_to_string(&config_path).map_err(|source| LmError::Io {
             path: config_path.clone(),
@@ -64,14 +73,13 @@ impl SafetensorsDirectory {
         })?;
         let raw: HuggingFaceConfig =
             serde_json::from_str(&text).map_err(|error| bad(&config_path, error.to_string()))?;
-        let config = raw.into_config(path, entries.contains_key("lm_head.weight"))?;
-        Ok((
-            Self {
-                path: path.to_owned(),
-                entries,
-            },
-            config,
-        ))
+        let config = raw.into_config(path, files.entries.contains_key("lm_head.weight"))?;
+        Ok((files, config))
+    }
+
+    /// Names of the tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
     }
 
     pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
@@ -79,7 +87,7 @@ impl SafetensorsDirectory {
     }
 
     /// Reads a tensor and widens it to f32.
-    pub(super) fn read(&self, name: &str) -> Result<Tensor> {
+    pub(crate) fn read(&self, name: &str) -> Result<Tensor> {
         let entry = self
             .entries
             .get(name)

@@ -7,6 +7,7 @@
 //! the model saw it in training.
 
 mod pipeline;
+mod sentencepiece;
 mod source;
 mod stream;
 mod template;
@@ -190,9 +191,26 @@ impl Tokenizer {
         Ok(safe)
     }
 
+    /// Plain `text` within a frame that holds special tokens, cut into tokens as the whole would be. The text cannot become a
+    /// special token.
+    pub fn encode_within(&self, before: &str, text: &str, after: &str) -> Result<Vec<u32>> {
+        if !self.inner.reserved.iter().any(|token| text.contains(&token.text)) {
+            return self.encode(&format!("{before}{text}{after}"), true);
+        }
+        let mut ids = self.encode(before, true)?;
+        ids.extend(self.encode(text, false)?);
+        ids.extend(self.encode(after, true)?);
+        Ok(ids)
+    }
+
     /// Token ids to text, special tokens left out; ids beyond the vocabulary are left out too.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         self.inner.special.decode(tokens, true).map_err(failed)
+    }
+
+    /// Token ids to text, special tokens written out.
+    pub fn decode_whole(&self, tokens: &[u32]) -> Result<String> {
+        self.inner.special.decode(tokens, false).map_err(failed)
     }
 
     /// The chat as the model's template writes it, as token ids; text of messages can never become

@@ -1,8 +1,8 @@
 //! Where a tokenizer comes from: a GGUF file's metadata or the files of a Hugging Face directory.
 
-use super::pipeline;
 use super::template::ChatTemplate;
 use super::{Tokenizer, failed};
+use super::{pipeline, sentencepiece};
 use crate::{LmError, Result};
 use candle_core::quantized::gguf_file;
 use candle_core::quantized::tokenizer::TokenizerFromGguf;
@@ -39,13 +39,19 @@ impl Tokenizer {
         let flag = |key: &str| content.metadata.get(key).and_then(|value| value.to_bool().ok());
         let id = |key: &str| content.metadata.get(key).and_then(|value| value.to_u32().ok());
 
-        let mut special =
-            tokenizers::Tokenizer::from_gguf(content).map_err(|error| bad(error.to_string()))?;
-        let pre = text("tokenizer.ggml.pre").map_or("gpt-2", String::as_str);
-        let add_space_prefix = flag("tokenizer.ggml.add_space_prefix").unwrap_or(false);
-        if let Some(rule) = pipeline::correction(pre, add_space_prefix) {
-            special.with_pre_tokenizer(Some(rule));
-        }
+        let special = if text("tokenizer.ggml.model").is_some_and(|kind| kind == "llama") {
+            let json = sentencepiece::json(content).map_err(bad)?;
+            tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(|error| bad(error.to_string()))?
+        } else {
+            let mut special =
+                tokenizers::Tokenizer::from_gguf(content).map_err(|error| bad(error.to_string()))?;
+            let pre = text("tokenizer.ggml.pre").map_or("gpt-2", String::as_str);
+            let add_space_prefix = flag("tokenizer.ggml.add_space_prefix").unwrap_or(false);
+            if let Some(rule) = pipeline::correction(pre, add_space_prefix) {
+                special.with_pre_tokenizer(Some(rule));
+            }
+            special
+        };
         let mut plain = special.clone();
         plain.set_encode_special_tokens(true);
 

@@ -105,9 +105,14 @@ pub(super) fn read_rows(path: &Path, fields: &RowFields) -> Result<Vec<Row>> {
         rows.extend(row.filter(|row| !row.question.is_empty() && !row.answer.is_empty()));
     }
     if rows.is_empty() {
-        let only = fields.only.iter().map(|(field, wanted)| format!(" where {field} is {wanted:?}"));
+        let only = fields
+            .only
+            .iter()
+            .map(|(field, wanted)| format!(" where {field} is {wanted:?}"));
         let only = only.collect::<Vec<_>>().join(" and");
-        return Err(bad(format!("it holds no row with a question and an answer{only}")));
+        return Err(bad(format!(
+            "it holds no row with a question and an answer{only}"
+        )));
     }
     Ok(rows)
 }
@@ -399,7 +404,10 @@ mod tests {
         .unwrap();
         let fields = RowFields::default();
         let error = read_rows(&path, &fields).unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.contains("field `question` is 3"), "{error}");
+        assert!(
+            error.contains("line 2") && error.contains("field `question` is 3"),
+            "{error}"
+        );
         std::fs::write(&path, "\n").unwrap();
         assert!(matches!(read_rows(&path, &fields), Err(LmError::BadFile { .. })));
     }
@@ -418,7 +426,10 @@ mod tests {
             only: vec![("expert".to_owned(), wanted.to_owned())],
         };
         let read = read_rows(&path, &fields("y")).unwrap();
-        assert_eq!(read.iter().map(|row| row.answer.as_str()).collect::<Vec<_>>(), ["d"]);
+        assert_eq!(
+            read.iter().map(|row| row.answer.as_str()).collect::<Vec<_>>(),
+            ["d"]
+        );
         let error = read_rows(&path, &fields("z")).unwrap_err().to_string();
         assert!(error.contains("where expert is \"z\""), "{error}");
         std::fs::write(&path, r#"{"q": "a", "a": "b"}"#).unwrap();

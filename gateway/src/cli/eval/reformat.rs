@@ -80,7 +80,11 @@ pub(super) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
     };
     let settings = config.load()?.settings;
     let model = arguments.model.load(&settings)?;
-    let adapter = match arguments.adapter.as_ref().or(settings.router.reformat_adapter.as_ref()) {
+    let adapter = match arguments
+        .adapter
+        .as_ref()
+        .or(settings.router.reformat_adapter.as_ref())
+    {
         Some(path) => Adapter::load(path, &model)?,
         None => Adapter::from_bytes(SHIPPED_ADAPTER, &model)?,
     };
@@ -90,18 +94,28 @@ pub(super) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
     let bar = counter("queries written")?;
     let write = async |pair: &Pair| {
         let started = Instant::now();
-        let written = reformatter.write(&pair.expert, &pair.query, started + LIMIT).await;
+        let written = reformatter
+            .write(&pair.expert, &pair.query, started + LIMIT)
+            .await;
         bar.inc(1);
         (written, started.elapsed())
     };
     let written: Vec<(Option<String>, Duration)> = block_on(async {
-        Ok(stream::iter(&pairs).map(write).buffered(AT_A_TIME).collect().await)
+        Ok(stream::iter(&pairs)
+            .map(write)
+            .buffered(AT_A_TIME)
+            .collect()
+            .await)
     })?;
     bar.finish_and_clear();
     let judged: Vec<Outcome> = pairs
         .iter()
         .zip(&written)
-        .map(|(pair, (written, _))| written.as_deref().map_or(Outcome::Failed, |text| judge(&pair.query, text).0))
+        .map(|(pair, (written, _))| {
+            written
+                .as_deref()
+                .map_or(Outcome::Failed, |text| judge(&pair.query, text).0)
+        })
         .collect();
     if let Some(file) = file {
         let mut file = std::io::BufWriter::new(file);
@@ -128,7 +142,10 @@ fn report(pairs: &[Pair], written: &[(Option<String>, Duration)], judged: &[Outc
     for outcome in judged {
         *outcomes.entry(outcome.as_str()).or_default() += 1;
     }
-    let parsed = written.iter().filter(|(text, _)| text.as_deref().and_then(argument).is_some()).count();
+    let parsed = written
+        .iter()
+        .filter(|(text, _)| text.as_deref().and_then(argument).is_some())
+        .count();
     let count = |wanted: Outcome| judged.iter().filter(|outcome| **outcome == wanted).count();
     let mut times: Vec<Duration> = written.iter().map(|(_, time)| *time).collect();
     times.sort_unstable();
@@ -148,11 +165,16 @@ fn report(pairs: &[Pair], written: &[(Option<String>, Duration)], judged: &[Outc
 
 fn print(report: &Report) -> Result<(), Failure> {
     let mut out = stdout();
-    let of = |part: usize, whole: usize| format!("{part} of {whole} ({:.3})", part as f64 / whole.max(1) as f64);
+    let of =
+        |part: usize, whole: usize| format!("{part} of {whole} ({:.3})", part as f64 / whole.max(1) as f64);
     writeln!(out, "parsed              {}", of(report.parsed, report.rows))?;
     writeln!(out, "exactly preserved   {}", of(report.preserved, report.parsed))?;
     writeln!(out, "accepted            {}", of(report.accepted, report.rows))?;
-    writeln!(out, "references accepted {}", of(report.reference_accepted, report.rows))?;
+    writeln!(
+        out,
+        "references accepted {}",
+        of(report.reference_accepted, report.rows)
+    )?;
     writeln!(out, "median time         {:.2} s", report.median_seconds)?;
     for (outcome, count) in &report.outcomes {
         writeln!(out, "  {outcome:<17} {count}")?;

@@ -170,7 +170,11 @@ pub(super) fn reformat(arguments: &ReformatArguments, config: &ConfigOptions) ->
     };
     let options = TrainAdapterOptions {
         data: rows(&arguments.data, "train.jsonl")?,
-        dev: arguments.dev.as_deref().map(|dev| rows(dev, "dev.jsonl")).transpose()?,
+        dev: arguments
+            .dev
+            .as_deref()
+            .map(|dev| rows(dev, "dev.jsonl"))
+            .transpose()?,
         out: arguments.out.clone(),
         systems: vec![PROMPT.to_owned()],
         ..arguments.schedule.options()

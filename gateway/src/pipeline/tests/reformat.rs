@@ -16,8 +16,18 @@ async fn bench(mode: ReformatMode) -> Bench {
 async fn asked(bench: &Bench, query: &str) -> (Option<Outcome>, String) {
     let answered = whole(bench, query).await;
     answered.result.unwrap();
-    let texts: Vec<String> = bench.pharmacy.queries.lock().unwrap().drain(..).map(|query| query.text).collect();
-    (answered.decision.unwrap().reformatted.map(|new| new.outcome), texts.concat())
+    let texts: Vec<String> = bench
+        .pharmacy
+        .queries
+        .lock()
+        .unwrap()
+        .drain(..)
+        .map(|query| query.text)
+        .collect();
+    (
+        answered.decision.unwrap().reformatted.map(|new| new.outcome),
+        texts.concat(),
+    )
 }
 
 #[tokio::test]
@@ -26,8 +36,14 @@ async fn the_expert_gets_both_wordings() {
     let query = "pharmacy warfarin 5mg as: Is warfarin 5 mg safe";
     let (outcome, text) = asked(&bench, query).await;
     assert_eq!(outcome, Some(Outcome::Accepted));
-    assert_eq!(text, format!("{query}\n\nIn other words: Is warfarin 5 mg safe (pharmacy)"));
-    assert_eq!(bench.metric("referral_reformats_total{outcome=\"accepted\"}"), 1.0);
+    assert_eq!(
+        text,
+        format!("{query}\n\nIn other words: Is warfarin 5 mg safe (pharmacy)")
+    );
+    assert_eq!(
+        bench.metric("referral_reformats_total{outcome=\"accepted\"}"),
+        1.0
+    );
 }
 
 #[tokio::test]
@@ -54,7 +70,11 @@ async fn only_what_the_router_refers_is_put_in_other_words() {
         (ReformatMode::Always, "broken as: b", false),
     ] {
         let bench = bench(mode).await;
-        assert_eq!(asked(&bench, query).await.0.is_some(), is_tried, "{mode:?} {query}");
+        assert_eq!(
+            asked(&bench, query).await.0.is_some(),
+            is_tried,
+            "{mode:?} {query}"
+        );
     }
     let bench = Bench::with(GOOD, GOOD, |settings| {
         settings.router.reformat.mode = ReformatMode::WhenConfident;

@@ -2,19 +2,35 @@ use super::*;
 use proptest::prelude::*;
 
 fn difference(original: &str, wording: &str) -> Option<Outcome> {
-    compare(original, wording).err().map(|difference| difference.outcome())
+    compare(original, wording)
+        .err()
+        .map(|difference| difference.outcome())
 }
 
 #[test]
 fn good_wordings_pass() {
     for (original, wording) in [
         ("82M s/p hip fx", "An 82-year-old man has had a hip fracture."),
-        ("33 F, temp 101 F", "A 33-year-old woman has a temperature of 101 Fahrenheit."),
+        (
+            "33 F, temp 101 F",
+            "A 33-year-old woman has a temperature of 101 Fahrenheit.",
+        ),
         ("morphine 5mg q4h ok?", "Is morphine 5 mg every 4 hours safe?"),
-        ("gent 5 mg/kg od", "How is gentamicin 5 mg per kg once daily monitored?".replace("gentamicin", "gent").as_str()),
+        (
+            "gent 5 mg/kg od",
+            "How is gentamicin 5 mg per kg once daily monitored?"
+                .replace("gentamicin", "gent")
+                .as_str(),
+        ),
         ("no fever, no rash", "There is no fever and no rash."),
-        ("pain L knee x3 days", "Pain in the left knee for 3 days. What is the cause?"),
-        ("BP 90/50, HR 120", "The blood pressure is 90/50 and the heart rate 120."),
+        (
+            "pain L knee x3 days",
+            "Pain in the left knee for 3 days. What is the cause?",
+        ),
+        (
+            "BP 90/50, HR 120",
+            "The blood pressure is 90/50 and the heart rate 120.",
+        ),
         ("takes it bd", "It is taken twice daily."),
         ("two tabs of metformin", "2 tablets of metformin"),
         ("NKDA, T2DM", "No known drug allergies, type 2 diabetes mellitus."),
@@ -43,7 +59,11 @@ fn a_lost_or_new_fact_is_named() {
         ("no fever", "fever", Outcome::Negation),
         ("fever", "no fever", Outcome::Negation),
         ("afebrile", "fever", Outcome::Negation),
-        ("no chest pain, denies dyspnoea", "no chest pain, but dyspnoea", Outcome::Negation),
+        (
+            "no chest pain, denies dyspnoea",
+            "no chest pain, but dyspnoea",
+            Outcome::Negation,
+        ),
         ("left leg swollen", "leg swollen", Outcome::Side),
         ("L leg swollen", "right leg swollen", Outcome::Side),
         (
@@ -52,7 +72,11 @@ fn a_lost_or_new_fact_is_named() {
             Outcome::Content,
         ),
     ] {
-        assert_eq!(difference(original, wording), Some(outcome), "{original} / {wording}");
+        assert_eq!(
+            difference(original, wording),
+            Some(outcome),
+            "{original} / {wording}"
+        );
     }
 }
 
