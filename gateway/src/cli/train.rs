@@ -83,6 +83,12 @@ struct RouterArguments {
     /// Rank of that adapter
     #[arg(long, value_name = "N", requires = "adapter", default_value_t = AdapterTraining::default().rank)]
     adapter_rank: usize,
+    /// Go on from this adapter of an earlier run, of the same rank and layer, instead of beginning anew
+    #[arg(long, value_name = "FILE", requires = "adapter")]
+    adapter_start: Option<PathBuf>,
+    /// Its peak learning rate
+    #[arg(long, value_name = "RATE", requires = "adapter", default_value_t = AdapterTraining::default().learning_rate)]
+    adapter_learning_rate: f64,
     /// Its passes over the data
     #[arg(long, value_name = "N", requires = "adapter", default_value_t = AdapterTraining::default().epochs)]
     adapter_epochs: usize,
@@ -155,7 +161,9 @@ fn router(arguments: &RouterArguments, config: &ConfigOptions) -> Result<(), Fai
         feature_cache: arguments.feature_cache.clone(),
         adapter_from: arguments.adapter_from.clone(),
         adapter: arguments.adapter.then(|| AdapterTraining {
+            start: arguments.adapter_start.clone(),
             rank: arguments.adapter_rank,
+            learning_rate: arguments.adapter_learning_rate,
             epochs: arguments.adapter_epochs,
             file_rows: arguments.adapter_file_rows,
             ..AdapterTraining::default()

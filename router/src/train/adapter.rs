@@ -19,7 +19,7 @@ use referral_lm::load::Checkpoint;
 use referral_lm::train::pooled::{self, PooledExample, PooledFeature, TrainPooledOptions};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Rows of an expert weigh `n^-β` in the draw from a large file.
 const CLASS_BALANCE: f64 = 0.6;
@@ -31,6 +31,9 @@ const SECOND: f32 = 0.25;
 /// How the adapter is trained.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AdapterTraining {
+    /// An earlier one of the same rank and layer to go on from.
+    #[serde(skip)]
+    pub start: Option<PathBuf>,
     /// Rank of its matrices.
     pub rank: usize,
     /// Passes over the data.
@@ -50,6 +53,7 @@ pub struct AdapterTraining {
 impl Default for AdapterTraining {
     fn default() -> Self {
         Self {
+            start: None,
             rank: 16,
             epochs: 3,
             file_rows: 3000,
@@ -109,6 +113,7 @@ pub(super) fn train(
     let options = TrainPooledOptions {
         out: out.to_owned(),
         features,
+        start: training.start.clone(),
         rank: training.rank,
         alpha: 2.0 * training.rank as f32,
         targets: Projection::ALL.to_vec(),

@@ -153,6 +153,12 @@ impl Report {
                 " --adapter --adapter-rank {} --adapter-epochs {} --adapter-file-rows {}",
                 adapter.rank, adapter.epochs, adapter.file_rows
             );
+            if let Some(start) = &adapter.start {
+                command += &format!(" --adapter-start {}", SourceFile::name(start));
+            }
+            if adapter.learning_rate != AdapterTraining::default().learning_rate {
+                command += &format!(" --adapter-learning-rate {}", adapter.learning_rate);
+            }
         }
         if let Some(adapter) = &self.adapter_from {
             command += &format!(" --adapter-from {adapter}");

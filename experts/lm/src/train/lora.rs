@@ -77,6 +77,35 @@ impl Lora {
         }
     }
 
+    /// Takes over the values of an adapter that was trained before with the same layers, targets and rank.
+    ///
+    /// # Errors
+    /// [`LmError::Io`], and [`LmError::BadFile`] naming the tensor that is missing or of another shape.
+    pub(super) fn start_from(&mut self, path: &Path) -> Result<()> {
+        let bad = |detail: String| LmError::BadFile {
+            path: path.to_owned(),
+            what: "an adapter to start from",
+            detail,
+        };
+        let bytes = std::fs::read(path).map_err(|source| LmError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+            .map_err(|error| bad(error.to_string()))?;
+        for parameter in &mut self.parameters {
+            let tensor = tensors
+                .get(&parameter.name)
+                .filter(|tensor| tensor.dims() == [parameter.shape.0, parameter.shape.1])
+                .ok_or_else(|| {
+                    let (name, shape) = (&parameter.name, parameter.shape);
+                    bad(format!("{name} is missing or not of shape {shape:?}: give the same rank and layer"))
+                })?;
+            parameter.values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        }
+        Ok(())
+    }
+
     fn scale(&self) -> f64 {
         f64::from(self.alpha) / self.rank as f64
     }

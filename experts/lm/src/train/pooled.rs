@@ -69,6 +69,9 @@ pub struct TrainPooledOptions {
     /// What is read; the deepest of these is the depth that is trained.
     #[serde(skip)]
     pub features: Vec<PooledFeature>,
+    /// Adapter to go on from, of the same depth, targets and rank; `None`: from the base model.
+    #[serde(skip)]
+    pub start: Option<PathBuf>,
     /// Rank of the adapter's matrices.
     pub rank: usize,
     /// The update is scaled by `alpha / rank`.
@@ -155,6 +158,9 @@ pub fn train_pooled(
         options.alpha,
         options.seed,
     );
+    if let Some(path) = &options.start {
+        lora.start_from(path)?;
+    }
     let workers = Workers::new(options.threads)?;
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
     let (mean, scale) = spread(&decoder, &lora, &examples, options, &workers, &mut random)?;

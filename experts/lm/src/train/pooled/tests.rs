@@ -38,6 +38,7 @@ fn options(out: PathBuf) -> TrainPooledOptions {
     let feature = |layer, pooling| PooledFeature { layer, pooling };
     TrainPooledOptions {
         out,
+        start: None,
         features: vec![
             feature(1, Pooling::Mean),
             feature(2, Pooling::Mean),
@@ -133,6 +134,40 @@ fn learns_what_the_engine_then_reads() {
         .layers[0]
         .clone();
     assert!(base.iter().zip(&adapted).any(|(a, b)| (a - b).abs() > 1e-3));
+}
+
+#[test]
+fn a_run_goes_on_from_an_earlier_adapter() {
+    let (directory, checkpoint) = model();
+    let file = |name: &str| directory.path().join(name);
+    let run = |options: &TrainPooledOptions| {
+        train_pooled(&checkpoint, CLASSES, &mut |_| examples(1, 40), options, &mut |_| {})
+    };
+    let first = TrainPooledOptions {
+        epochs: 1,
+        ..options(file("first.safetensors"))
+    };
+    run(&first).unwrap();
+    let next = TrainPooledOptions {
+        out: file("next.safetensors"),
+        start: Some(first.out.clone()),
+        seed: 8,
+        learning_rate: 0.0,
+        weight_decay: 0.0,
+        ..first.clone()
+    };
+    run(&next).unwrap();
+    let values = |path: &PathBuf| {
+        let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+        let mut names: Vec<_> = tensors.keys().cloned().collect();
+        names.sort_unstable();
+        let flat = |name: &String| tensors[name].flatten_all().unwrap().to_dtype(candle_core::DType::F32).unwrap();
+        names.iter().flat_map(|name| flat(name).to_vec1::<f32>().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&first.out), values(&next.out));
+    let other = TrainPooledOptions { rank: 2, ..next };
+    let error = run(&other).unwrap_err().to_string();
+    assert!(error.contains("same rank"), "{error}");
 }
 
 #[test]
