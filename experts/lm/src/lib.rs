@@ -29,6 +29,7 @@ pub mod tokenize;
 pub mod train;
 
 pub use error::LmError;
+pub use kernels::{compute_threads, instructions};
 pub use model::LanguageModel;
 
 /// Result of this crate.
