@@ -31,6 +31,7 @@ pub mod tokenize;
 pub mod train;
 
 pub use error::LmError;
+pub use kernels::{compute_threads, instructions};
 pub use model::LanguageModel;
 
 /// Result of this crate.

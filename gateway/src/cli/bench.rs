@@ -1,5 +1,8 @@
 //! `referral bench`: what things cost on this machine.
 
+mod llama;
+mod lm;
+
 use super::failure::Failure;
 use super::options::{ConfigOptions, ModelOptions, RouterOptions};
 use super::output::{Format, print_json, print_table, stdout};
@@ -26,6 +29,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure the local engine: prefill, decoding, streams, memory, perplexity; beside llama.cpp if given
+    Lm(Box<lm::LmOptions>),
     /// Time decisions: by query length, alone and in company, cached, and beside a full-depth f32 pass
     Router {
         #[command(flatten)]
@@ -99,12 +104,15 @@ impl Timed {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
-    let Command::Router {
-        router,
-        repeat,
-        format,
-    } = &arguments.command;
     let settings = config.load()?.settings;
+    let (router, repeat, format) = match &arguments.command {
+        Command::Lm(options) => return lm::print(&lm::measure(options, &settings)?, options.format),
+        Command::Router {
+            router,
+            repeat,
+            format,
+        } => (router, repeat, format),
+    };
     let report = measure(router, &settings, *repeat)?;
     match format {
         Format::Text => print(&report),

@@ -58,6 +58,16 @@ impl Level {
     }
 }
 
+/// The vector instructions that arithmetic on the CPU uses on this machine, e.g. `AVX-512 VNNI`.
+pub fn instructions() -> &'static str {
+    match Level::best().set() {
+        Set::Scalar => "no vector instructions",
+        Set::Avx2 => "AVX2",
+        Set::AvxVnni => "AVX-VNNI",
+        Set::Avx512 => "AVX-512 VNNI",
+    }
+}
+
 /// Compiles a function of plain loops once for each width of vector registers; the first argument of the
 /// result is the [`Level`] to run at. Within one level and between levels the operations and their order
 /// are the same, so the results are too.

@@ -9,6 +9,11 @@ use std::sync::{Mutex, PoisonError};
 /// Elements below which waking other threads costs more than it saves.
 const PARALLEL_ELEMENTS: usize = 16 * 1024;
 
+/// Threads that arithmetic is shared between.
+pub fn compute_threads() -> usize {
+    barrier_pool().n_workers() + 1
+}
+
 /// Calls `compute` with ranges that together are `0..units`, on all threads or, if not `worthwhile`, here.
 pub(crate) fn share(units: usize, worthwhile: bool, compute: impl Fn(Range<usize>) + Sync) {
     if worthwhile && units > 1 {
