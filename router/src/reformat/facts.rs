@@ -11,10 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 const STEM: usize = 5;
 /// Words before a word among which a negation counts for it.
 const NEGATION_REACH: usize = 8;
+/// Words behind a side among which is what it is a side of.
+const SIDE_REACH: usize = 3;
 /// Words of this many letters or more are a query's content.
 const LONG_WORD: usize = 7;
 /// Share of those that must remain. Lay words give way to a specialist's, typing errors to the right spelling.
-const LEAST_REMAINING: f64 = 0.25;
+const LEAST_REMAINING: f64 = 0.4;
 
 /// The first fact in which two wordings differ.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,25 +61,18 @@ impl Difference {
 /// The first fact that is not the same in both.
 pub fn compare(original: &str, wording: &str) -> Result<(), Difference> {
     let (before, after) = (Facts::of(original), Facts::of(wording));
-    for (number, units) in &before.numbers {
-        let Some(now) = after.numbers.get(number) else {
-            return Err(Difference::Number(number.clone()));
-        };
-        if now != units {
-            return Err(Difference::Unit(number.clone()));
-        }
-    }
-    let is_new = |number: &&String| !before.numbers.contains_key(*number);
-    if let Some(number) = after.numbers.keys().find(is_new) {
-        return Err(Difference::Number(number.clone()));
-    }
+    before.numbers(&after)?;
     if let Some(drug) = before.drugs.symmetric_difference(&after.drugs).next() {
         return Err(Difference::Drug(drug.clone()));
     }
-    if let Some(side) = before.sides.symmetric_difference(&after.sides).next() {
-        return Err(Difference::Side(side));
+    // A dose that went to another drug, or a value to another test: nothing is lost, everything is wrong.
+    if before.order != after.order {
+        return Err(Difference::Number("the order of numbers and drugs".to_owned()));
     }
+    before.sides(&after)?;
     before.negations(&after)?;
+    after.negations(&before)?;
+    before.abbreviations(&after)?;
     before.content(&after)
 }
 
@@ -86,10 +81,18 @@ pub fn compare(original: &str, wording: &str) -> Result<(), Difference> {
 struct Facts {
     /// Lower case, without the marks around them.
     words: Vec<String>,
-    /// Number to its units, as often as it stands there with one.
-    numbers: BTreeMap<String, BTreeSet<String>>,
+    /// As they were written.
+    pieces: Vec<String>,
+    /// Number to its units, one for each time it stands there (empty: without one), sorted.
+    numbers: BTreeMap<String, Vec<String>>,
     drugs: BTreeSet<String>,
-    sides: BTreeSet<&'static str>,
+    /// In the order in which they stand there: where there are several drugs, these and the numbers with a unit; else the
+    /// numbers without one.
+    order: Vec<String>,
+    /// Signs of "less" and "more", in their order.
+    comparisons: Vec<char>,
+    /// Places of sides in `words`.
+    sides: Vec<(usize, &'static str)>,
     /// Places of negations in `words`.
     negated: Vec<usize>,
     /// Negations inside abbreviations.
@@ -102,7 +105,9 @@ impl Facts {
         let pieces: Vec<&str> = text.split_whitespace().flat_map(parts).collect();
         for (index, piece) in pieces.iter().enumerate() {
             let word = piece.to_lowercase();
-            facts.side(piece, &word);
+            if let Some(side) = words::side(piece, &word) {
+                facts.sides.push((index, side));
+            }
             facts.numbers_of(piece, pieces.get(index + 1..).unwrap_or_default());
             if is_negation(&word) {
                 facts.negated.push(index);
@@ -110,20 +115,64 @@ impl Facts {
             facts.hidden_negations += usize::from(is_hidden_negation(&word));
             if is_drug(&word) {
                 facts.drugs.insert(word.clone());
+                facts.order.push(word.clone());
             }
             facts.words.push(word);
+            facts.pieces.push((*piece).to_owned());
         }
+        let drugs = &facts.drugs;
+        facts.order.retain(|entry| {
+            let is_plain = !drugs.contains(entry) && !entry.contains(' ');
+            is_plain == (drugs.len() < 2)
+        });
+        facts.numbers.values_mut().for_each(|units| units.sort_unstable());
+        facts.comparisons = words::comparisons(text);
         facts
     }
 
-    fn side(&mut self, piece: &str, word: &str) {
-        let side = match (piece, word) {
-            ("L" | "Lt" | "LT", _) | (_, "left") => "left",
-            ("R" | "Rt" | "RT", _) | (_, "right") => "right",
-            (_, "bilateral" | "bilaterally" | "both") => "both",
-            _ => return,
+    /// Each number as often as before, with the same units; the same "less than" and "more than".
+    fn numbers(&self, after: &Self) -> Result<(), Difference> {
+        for (number, units) in &self.numbers {
+            match after.numbers.get(number) {
+                Some(now) if now == units => {}
+                Some(now) if now.len() == units.len() => return Err(Difference::Unit(number.clone())),
+                _ => return Err(Difference::Number(number.clone())),
+            }
+        }
+        let is_new = |number: &&String| !self.numbers.contains_key(*number);
+        if let Some(number) = after.numbers.keys().find(is_new) {
+            return Err(Difference::Number(number.clone()));
+        }
+        if self.comparisons != after.comparisons {
+            return Err(Difference::Number("a comparison".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The same sides, and where there are several kinds of them, each before the same word.
+    fn sides(&self, after: &Self) -> Result<(), Difference> {
+        let kinds = |facts: &Self| facts.sides.iter().map(|(_, side)| *side).collect::<BTreeSet<_>>();
+        let (before, now) = (kinds(self), kinds(after));
+        if let Some(side) = before.symmetric_difference(&now).next() {
+            return Err(Difference::Side(side));
+        }
+        if before.len() < 2 {
+            return Ok(());
+        }
+        let follows = |place: usize, target: &str| {
+            let behind = after.words.iter().skip(place + 1).take(SIDE_REACH);
+            behind.into_iter().any(|word| same_stem(word, target))
         };
-        self.sides.insert(side);
+        let keeps = |(place, side): &&(usize, &'static str)| {
+            self.target(*place).is_some_and(|target| {
+                let mut same = after.sides.iter().filter(|(_, other)| other == side);
+                same.any(|(now, _)| follows(*now, target))
+            })
+        };
+        match self.sides.iter().find(|side| !keeps(side)) {
+            Some((_, side)) => Err(Difference::Side(side)),
+            None => Ok(()),
+        }
     }
 
     /// The numbers in a piece, with the unit right behind them or as the next word.
@@ -133,6 +182,10 @@ impl Facts {
             self.number(number, following_unit(next));
             return;
         }
+        // Fractions and digits of other scripts stand for themselves.
+        for sign in piece.chars().filter(|c| c.is_numeric() && !c.is_ascii_digit()) {
+            self.number(&sign.to_string(), None);
+        }
         let mut rest = piece;
         while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
             let (before, tail) = rest.split_at(start);
@@ -141,49 +194,76 @@ impl Facts {
             let letters = behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len());
             let suffix = behind.get(..letters).unwrap_or_default();
             let is_last = letters == behind.len();
+            let number = signed(before, number);
             let unit = match (before.to_lowercase().as_str(), suffix) {
                 // Every so many hours.
                 ("q", "h" | "H" | "hrly") => Some("hour".to_owned()),
                 // Vitamins, chromosomes, scores: their digits have no unit.
                 (name, _) if name.ends_with(|c: char| c.is_alphabetic()) => None,
                 // An age with the sex behind it.
-                (_, "M" | "F") if is_age(number) => Some("year".to_owned()),
-                (_, "") if is_last && is_age(number) && matches!(next.first(), Some(&("M" | "F"))) => {
+                (_, "M" | "F") if is_age(&number) => Some("year".to_owned()),
+                (_, "") if is_last && is_age(&number) && matches!(next.first(), Some(&("M" | "F"))) => {
                     Some("year".to_owned())
                 }
                 (_, "") if is_last => following_unit(next),
                 (_, suffix) => joined_unit(suffix.trim_start_matches('-')),
             };
-            self.number(number, unit);
+            self.number(&number, unit);
             rest = behind.get(letters..).unwrap_or_default();
         }
     }
 
     fn number(&mut self, number: &str, unit: Option<String>) {
-        let plain: String = number.chars().filter(|c| *c != ',').collect();
-        self.numbers.entry(plain).or_default().extend(unit);
+        let plain = canonical(number);
+        let unit = unit.unwrap_or_default();
+        // With a unit it is a dose or a time, without one a value: see `order`.
+        self.order.push(match unit.is_empty() {
+            true => plain.clone(),
+            false => format!("{plain} {unit}"),
+        });
+        self.numbers.entry(plain).or_default().push(unit);
     }
 
-    /// Each negation must stand before the same word again, or at least be one of as many.
+    /// As many negations as before; and what was negated is not there without its negation.
     fn negations(&self, after: &Self) -> Result<(), Difference> {
         let count = |facts: &Self| facts.negated.len() + facts.hidden_negations;
-        let (before, now) = (count(self), count(after));
         let lost = self.negated.iter().find_map(|place| {
             let target = self.target(*place)?;
-            (!after.negates(target)).then(|| target.to_owned())
+            (after.mentions(target) && !after.negates(target)).then(|| target.to_owned())
         });
-        match lost {
-            Some(target) if now < before => Err(Difference::Negation(target)),
-            _ if now > before || (now == 0 && before > 0) => Err(Difference::Negation(
-                after
-                    .negated
-                    .last()
-                    .and_then(|place| after.target(*place))
-                    .unwrap_or_default()
-                    .to_owned(),
-            )),
-            _ => Ok(()),
+        if lost.is_some() || count(self) != count(after) {
+            return Err(Difference::Negation(lost.unwrap_or_default()));
         }
+        Ok(())
+    }
+
+    fn mentions(&self, target: &str) -> bool {
+        self.words.iter().any(|word| same_stem(word, target))
+    }
+
+    /// Abbreviations in capitals remain, or become the words whose initials they are; none is new.
+    fn abbreviations(&self, after: &Self) -> Result<(), Difference> {
+        let loses = |from: &Self, to: &Self| {
+            let capitals: Vec<&String> = from.pieces.iter().filter(|piece| is_abbreviation(piece)).collect();
+            // All in capitals is shouting, not abbreviating.
+            let is_shouted = capitals.len() * 2 > from.pieces.len();
+            !is_shouted
+                && capitals.iter().any(|piece| {
+                    let piece = piece.to_lowercase();
+                    !to.words.contains(&piece) && !to.spells(&piece)
+                })
+        };
+        match loses(self, after) || loses(after, self) {
+            true => Err(Difference::Content),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether words in a row have these initials.
+    fn spells(&self, letters: &str) -> bool {
+        let parts = self.words.iter().flat_map(|word| word.split('-'));
+        let initials: String = parts.filter_map(|word| word.chars().next()).collect();
+        initials.contains(letters)
     }
 
     /// The word that the negation at `place` is about.
@@ -228,13 +308,52 @@ impl Facts {
     }
 }
 
-/// A word without the marks around it; both halves of a word that a slash or a plus joins, unless it holds digits.
+/// A word without the marks around it (a number keeps its sign and its point); both halves of a word that a slash or a plus
+/// joins, unless it holds digits or is a unit.
 fn parts(word: &str) -> impl Iterator<Item = &str> {
     let is_mark = |c: char| !(c.is_alphanumeric() || matches!(c, '%' | '°' | 'µ' | 'μ'));
-    let has_digit = word.contains(|c: char| c.is_ascii_digit());
-    word.split(move |c: char| !has_digit && matches!(c, '/' | '+' | '(' | ')' | ';' | '—' | '–'))
-        .map(move |part| part.trim_matches(is_mark))
+    let is_whole =
+        word.contains(|c: char| c.is_ascii_digit()) || joined_unit(word.trim_matches(is_mark)).is_some();
+    word.split(move |c: char| !is_whole && matches!(c, '/' | '+' | '(' | ')' | ';' | '—' | '–'))
+        .map(move |part| {
+            let bare = part
+                .trim_end_matches(is_mark)
+                .trim_start_matches(|c| is_mark(c) && !is_sign(c));
+            match bare.trim_start_matches(is_sign).starts_with(|c: char| c.is_ascii_digit()) {
+                true => bare,
+                false => bare.trim_start_matches(is_mark),
+            }
+        })
         .filter(|part| !part.is_empty())
+}
+
+/// What may stand before a number and belong to it.
+fn is_sign(c: char) -> bool {
+    matches!(c, '-' | '−' | '.')
+}
+
+/// A number with the point and the sign that stand right before it.
+fn signed(before: &str, number: &str) -> String {
+    let (head, point) = match before.strip_suffix('.') {
+        Some(head) => (head, "0."),
+        None => (before, ""),
+    };
+    // Behind another number it is a range.
+    let minus = if matches!(head, "-" | "−") { "-" } else { "" };
+    format!("{minus}{point}{number}")
+}
+
+/// One spelling for one number: without the commas of thousands, zeros before it, and zeros behind its point.
+fn canonical(number: &str) -> String {
+    let groups: Vec<&str> = number.split(',').collect();
+    let are_thousands = groups.len() > 1 && groups.iter().skip(1).all(|group| group.len() == 3);
+    let plain = if are_thousands { groups.concat() } else { number.to_owned() };
+    plain.parse::<f64>().map_or(plain, |value| value.to_string())
+}
+
+/// Two to six capitals.
+fn is_abbreviation(piece: &str) -> bool {
+    (2..=6).contains(&piece.len()) && piece.chars().all(|c| c.is_ascii_uppercase())
 }
 
 /// Where the number at the start of `text` ends: points, commas, slashes and colons belong to it between digits.

@@ -121,6 +121,40 @@ pub(super) fn number(word: &str) -> Option<&'static str> {
     })
 }
 
+/// Left, right or both. A piece in its own letters, because one capital is a side and a small letter is not.
+pub(super) fn side(piece: &str, word: &str) -> Option<&'static str> {
+    Some(match (piece, word) {
+        ("L" | "Lt" | "LT", _) | (_, "left" | "left-sided") => "left",
+        ("R" | "Rt" | "RT", _) | (_, "right" | "right-sided") => "right",
+        (_, "bilateral" | "bilaterally" | "both") => "both",
+        _ => return None,
+    })
+}
+
+/// Signs of "less" (`<`) and "more" (`>`) in a text, in their order; words for them count before a number.
+pub(super) fn comparisons(text: &str) -> Vec<char> {
+    let text = text.to_lowercase();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let is_number = |place: usize| {
+        words.get(place).is_some_and(|word| word.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let mut found = Vec::new();
+    for (place, word) in words.iter().enumerate() {
+        found.extend(word.chars().filter_map(|c| match c {
+            '<' | '≤' => Some('<'),
+            '>' | '≥' => Some('>'),
+            _ => None,
+        }));
+        let compares = is_number(place + 1) || (words.get(place + 1) == Some(&"than") && is_number(place + 2));
+        match *word {
+            "less" | "under" | "below" | "fewer" if compares => found.push('<'),
+            "more" | "over" | "above" | "greater" | "exceeding" if compares => found.push('>'),
+            _ => {}
+        }
+    }
+    found
+}
+
 /// Whether a lower-case word negates what follows.
 pub(super) fn is_negation(word: &str) -> bool {
     const WORDS: [&str; 24] = [
