@@ -1,6 +1,11 @@
 //! What the formulas promise, tried on simulated experiments with fixed seeds. Each test prints what it
 //! measured (`-- --nocapture`); the README states these figures.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a simulation may fail loudly, in its helpers too"
+)]
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use referral_experiments::assign::{
@@ -13,7 +18,7 @@ use referral_experiments::multiple::{benjamini_hochberg, holm};
 use referral_experiments::ratio::{Ratio, chi_square};
 use referral_experiments::sequential::{Monitor, Sequential, Settings, power_curve};
 
-/// A/A runs, as the issue of this work demands.
+/// Runs of each simulation.
 const RUNS: u64 = 2_000;
 /// Observations per arm in each.
 const SIZE: u64 = 1_000;
@@ -84,7 +89,10 @@ fn peeking_at_means_keeps_the_error_and_the_coverage() {
             "log-normal (σ = 0.5), no effect",
             missed_means(&sequential, RUNS, 0.0, lognormal),
         ),
-        ("normal, effect 0.3", missed_means(&sequential, RUNS, 0.3, normal)),
+        (
+            "exponential, effect 0.3",
+            missed_means(&sequential, RUNS, 0.3, |r| -(1.0 - r.random::<f64>()).ln()),
+        ),
     ] {
         println!(
             "means, {name}: missed at some look in {:.2}% of {RUNS} runs",
@@ -136,7 +144,7 @@ fn the_usual_interval_would_not_survive_peeking() {
 #[test]
 fn power_is_what_the_boundary_integrated_numerically_says() {
     let sequential = test(500, 50);
-    for effect in [0.15, 0.2, 0.3] {
+    for effect in [0.1, 0.15, 0.2] {
         let theory = power_curve(&sequential, effect, 2f64.sqrt(), 1, SIZE)
             .unwrap()
             .last()
@@ -150,7 +158,7 @@ fn power_is_what_the_boundary_integrated_numerically_says() {
         );
     }
     let sequential = test(500, 2);
-    for (treated, untreated) in [(0.58, 0.5), (0.6, 0.5), (0.65, 0.5)] {
+    for (treated, untreated) in [(0.56, 0.5), (0.58, 0.5), (0.6, 0.5)] {
         let deviation = f64::sqrt(treated * (1.0 - treated) + untreated * (1.0 - untreated));
         let curve = power_curve(&sequential, treated - untreated, deviation, 1, SIZE).unwrap();
         let theory = curve.last().unwrap().power;

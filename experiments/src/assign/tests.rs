@@ -62,7 +62,7 @@ fn a_known_unit_gets_its_known_arm() {
     // Fixed beforehand: a change of the hash would reassign everybody.
     let experiment = settled(plan("fixed", &[("a", 0.2), ("b", 0.3), ("c", 0.5)]));
     let got: Vec<usize> = arms(&experiment, 16).into_iter().flatten().collect();
-    assert_eq!(got, [0; 16]);
+    assert_eq!(got, [2, 2, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 1, 0, 2, 2]);
 }
 
 #[test]
@@ -87,14 +87,19 @@ fn few_units_move_when_weights_change() {
     // A new arm at the others' even expense: only its own share moves.
     let grown = moved(&[("a", 0.5), ("b", 0.5)], &[("a", 0.45), ("b", 0.45), ("c", 0.1)]);
     assert!((grown - 0.1).abs() < 0.02, "{grown}");
-    // In every case at most 2d / (1 + d): here d = 1/6; cumulative thresholds would move 1/4 of the units
-    // where the arm in the middle is squeezed.
+    // So does the one arm that grows: cumulative thresholds would move 1/4, as the arm in the middle shifts.
     let third = 1.0 / 3.0;
     let squeezed = moved(
         &[("a", third), ("b", third), ("c", third)],
         &[("a", 0.5), ("b", 0.25), ("c", 0.25)],
     );
     assert!((squeezed - 1.0 / 6.0).abs() < 0.02, "{squeezed}");
+    // In every case at least d, at most 2d / (1 + d): here d = 0.3.
+    let swapped = moved(
+        &[("a", 0.2), ("b", 0.3), ("c", 0.5)],
+        &[("a", 0.5), ("b", 0.3), ("c", 0.2)],
+    );
+    assert!((0.28..0.6 / 1.3 + 0.02).contains(&swapped), "{swapped}");
 }
 
 #[test]
