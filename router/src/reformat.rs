@@ -167,7 +167,9 @@ pub fn argument(written: &str) -> Option<String> {
     let written = written.strip_suffix(EXPERT_END).unwrap_or(written);
     let (argument, rest) = written.rsplit_once("')")?;
     let argument = argument.split_whitespace().collect::<Vec<_>>().join(" ");
-    (rest.trim().is_empty() && !argument.is_empty()).then_some(argument)
+    // Two calls are no argument.
+    let is_one = !argument.contains("')<") && !argument.contains("') <");
+    (rest.trim().is_empty() && is_one && !argument.is_empty()).then_some(argument)
 }
 
 /// Judges what the model wrote for `original`: the new wording, if it may be used, and what became of it.
@@ -201,7 +203,7 @@ mod tests {
         );
         assert_eq!(argument("a ('b')\nc')<expert_end>").unwrap(), "a ('b') c");
         assert_eq!(argument("a')\n").unwrap(), "a");
-        for bad in ["", "')", "no end", "ends'", "a') and more"] {
+        for bad in ["", "')", "no end", "ends'", "a') and more", "a')<b>('a')"] {
             assert_eq!(argument(bad), None, "{bad}");
         }
     }

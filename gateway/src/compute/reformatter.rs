@@ -3,7 +3,7 @@
 use crate::pipeline::Reformatter;
 use async_trait::async_trait;
 use referral_lm::adapter::Adapter;
-use referral_lm::engine::{Engine, Event, GenerateRequest};
+use referral_lm::engine::{Engine, Event, FinishReason, GenerateRequest};
 use referral_lm::sample::SamplingParams;
 use referral_router::RouterError;
 use referral_router::reformat::{MAX_TOKENS, prompt};
@@ -43,6 +43,8 @@ impl EngineReformatter {
         while let Some(event) = generation.next().await {
             match event {
                 Event::Text { text, .. } => written.push_str(&text),
+                // Cut off, it may end in a quotation mark that is not the last.
+                Event::Finished { reason: FinishReason::Length, .. } => return Ok(String::new()),
                 Event::Finished { .. } => break,
                 Event::Failed(error) => return Err(error.into()),
             }

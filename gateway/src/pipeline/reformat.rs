@@ -63,7 +63,9 @@ impl Run {
         let (outcome, text) = if query.len() > reformat::MAX_QUERY_BYTES {
             (Outcome::TooLong, None)
         } else {
-            let until = (started + settings.time_limit).min(self.call.deadline.at().into_std());
+            // Most of the time that is left is the expert's.
+            let left = self.call.deadline.at().into_std().saturating_duration_since(started);
+            let until = started + settings.time_limit.min(left / 4);
             let written = reformatter.write(expert, query, until);
             match tokio::time::timeout_at(until.into(), written).await {
                 Ok(Some(written)) => reformat::judge(query, &written),

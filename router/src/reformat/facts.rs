@@ -113,6 +113,9 @@ impl Facts {
                 facts.negated.push(index);
             }
             facts.hidden_negations += usize::from(is_hidden_negation(&word));
+            if let Some(frequency) = words::frequency(&word) {
+                facts.number(frequency, None);
+            }
             if is_drug(&word) {
                 facts.drugs.insert(word.clone());
                 facts.order.push(word.clone());
@@ -374,6 +377,10 @@ fn is_age(number: &str) -> bool {
 
 /// The unit that the words behind a number say: "mg", "mg per day", "year-old".
 fn following_unit(next: &[&str]) -> Option<String> {
+    // A heart rate and magnesium come next, not hours and milligrams.
+    if matches!(next.first(), Some(&("HR" | "Mg"))) {
+        return None;
+    }
     let mut unit = joined_unit(next.first()?)?;
     if next.get(1).is_some_and(|word| word.eq_ignore_ascii_case("per"))
         && let Some(more) = next.get(2).and_then(|word| joined_unit(word))

@@ -121,6 +121,17 @@ pub(super) fn number(word: &str) -> Option<&'static str> {
     })
 }
 
+/// How often, in words that stand for themselves.
+pub(super) fn frequency(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "daily" | "nocte" => "daily",
+        "weekly" | "wkly" => "weekly",
+        "monthly" => "monthly",
+        "alternate" | "qod" => "alternate",
+        _ => return None,
+    })
+}
+
 /// Left, right or both. A piece in its own letters, because one capital is a side and a small letter is not.
 pub(super) fn side(piece: &str, word: &str) -> Option<&'static str> {
     Some(match (piece, word) {

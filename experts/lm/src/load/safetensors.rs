@@ -1,7 +1,7 @@
 //! Hugging Face directories: `config.json` and one or several `*.safetensors` files.
 //!
 //! Headers are read once; tensors on demand by seeking, since mapping files into memory needs
-//! `unsafe`, which this workspace forbids.
+//! `unsafe`, which is kept to the kernels.
 
 use super::checkpoint::ModelConfig;
 use crate::{LmError, Result};

@@ -18,7 +18,7 @@ fn good_wordings_pass() {
         ("morphine 5mg q4h ok?", "Is morphine 5 mg every 4 hours safe?"),
         (
             "gent 5 mg/kg od",
-            "How is gentamicin 5 mg per kg once daily monitored?"
+            "How is gentamicin 5 mg per kg od monitored?"
                 .replace("gentamicin", "gent")
                 .as_str(),
         ),
@@ -31,7 +31,7 @@ fn good_wordings_pass() {
             "BP 90/50, HR 120",
             "The blood pressure is 90/50 and the heart rate 120.",
         ),
-        ("takes it bd", "It is taken twice daily."),
+        ("takes it bd", "It is taken twice a day."),
         ("two tabs of metformin", "2 tablets of metformin"),
         ("NKDA, T2DM", "No known drug allergies, type 2 diabetes mellitus."),
         ("10,000 units heparin", "10000 units of heparin"),
@@ -68,6 +68,7 @@ fn a_lost_or_new_fact_is_named() {
             "no chest pain, but dyspnoea",
             Outcome::Negation,
         ),
+        ("methotrexate 10 mg weekly", "methotrexate 10 mg daily", Outcome::Number),
         (".5 mg digoxin", "5 mg digoxin", Outcome::Number),
         ("1,5 mg digoxin", "15 mg digoxin", Outcome::Number),
         ("BE -8", "BE 8", Outcome::Number),
