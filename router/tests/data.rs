@@ -128,12 +128,22 @@ fn pairs_in_better_words_keep_their_facts_and_their_split() {
     let read = |name: &str| Pair::read(&data().join("reformat").join(name)).unwrap();
     let (train, test) = (read("train.jsonl"), read("test.jsonl"));
     assert!(train.len() >= 600 && test.len() >= 100);
-    let texts: HashSet<String> = test.iter().map(|pair| normalise(&pair.query).to_lowercase()).collect();
-    assert!(!train.iter().any(|pair| texts.contains(&normalise(&pair.query).to_lowercase())));
+    let texts: HashSet<String> = test
+        .iter()
+        .map(|pair| normalise(&pair.query).to_lowercase())
+        .collect();
+    assert!(
+        !train
+            .iter()
+            .any(|pair| texts.contains(&normalise(&pair.query).to_lowercase()))
+    );
     let all: Vec<&Pair> = train.iter().chain(&test).collect();
     let experts: HashSet<&str> = all.iter().map(|pair| pair.expert.as_str()).collect();
     assert_eq!(experts, HashSet::from(EXPERTS));
     // The checks are strict: what a writer found good, they may refuse, but not often.
-    let kept = all.iter().filter(|pair| facts::compare(&pair.query, &pair.reformatted).is_ok()).count();
+    let kept = all
+        .iter()
+        .filter(|pair| facts::compare(&pair.query, &pair.reformatted).is_ok())
+        .count();
     assert!(kept * 10 >= all.len() * 8, "{kept} of {}", all.len());
 }

@@ -44,7 +44,10 @@ impl EngineReformatter {
             match event {
                 Event::Text { text, .. } => written.push_str(&text),
                 // Cut off, it may end in a quotation mark that is not the last.
-                Event::Finished { reason: FinishReason::Length, .. } => return Ok(String::new()),
+                Event::Finished {
+                    reason: FinishReason::Length,
+                    ..
+                } => return Ok(String::new()),
                 Event::Finished { .. } => break,
                 Event::Failed(error) => return Err(error.into()),
             }

@@ -64,7 +64,12 @@ impl Run {
             (Outcome::TooLong, None)
         } else {
             // Most of the time that is left is the expert's.
-            let left = self.call.deadline.at().into_std().saturating_duration_since(started);
+            let left = self
+                .call
+                .deadline
+                .at()
+                .into_std()
+                .saturating_duration_since(started);
             let until = started + settings.time_limit.min(left / 4);
             let written = reformatter.write(expert, query, until);
             match tokio::time::timeout_at(until.into(), written).await {

@@ -247,7 +247,11 @@ impl Facts {
     /// Abbreviations in capitals remain, or become the words whose initials they are; none is new.
     fn abbreviations(&self, after: &Self) -> Result<(), Difference> {
         let loses = |from: &Self, to: &Self| {
-            let capitals: Vec<&String> = from.pieces.iter().filter(|piece| is_abbreviation(piece)).collect();
+            let capitals: Vec<&String> = from
+                .pieces
+                .iter()
+                .filter(|piece| is_abbreviation(piece))
+                .collect();
             // All in capitals is shouting, not abbreviating.
             let is_shouted = capitals.len() * 2 > from.pieces.len();
             !is_shouted
@@ -322,7 +326,10 @@ fn parts(word: &str) -> impl Iterator<Item = &str> {
             let bare = part
                 .trim_end_matches(is_mark)
                 .trim_start_matches(|c| is_mark(c) && !is_sign(c));
-            match bare.trim_start_matches(is_sign).starts_with(|c: char| c.is_ascii_digit()) {
+            match bare
+                .trim_start_matches(is_sign)
+                .starts_with(|c: char| c.is_ascii_digit())
+            {
                 true => bare,
                 false => bare.trim_start_matches(is_mark),
             }
@@ -350,7 +357,11 @@ fn signed(before: &str, number: &str) -> String {
 fn canonical(number: &str) -> String {
     let groups: Vec<&str> = number.split(',').collect();
     let are_thousands = groups.len() > 1 && groups.iter().skip(1).all(|group| group.len() == 3);
-    let plain = if are_thousands { groups.concat() } else { number.to_owned() };
+    let plain = if are_thousands {
+        groups.concat()
+    } else {
+        number.to_owned()
+    };
     plain.parse::<f64>().map_or(plain, |value| value.to_string())
 }
 

@@ -147,7 +147,9 @@ pub(super) fn comparisons(text: &str) -> Vec<char> {
     let text = text.to_lowercase();
     let words: Vec<&str> = text.split_whitespace().collect();
     let is_number = |place: usize| {
-        words.get(place).is_some_and(|word| word.starts_with(|c: char| c.is_ascii_digit()))
+        words
+            .get(place)
+            .is_some_and(|word| word.starts_with(|c: char| c.is_ascii_digit()))
     };
     let mut found = Vec::new();
     for (place, word) in words.iter().enumerate() {
@@ -156,7 +158,8 @@ pub(super) fn comparisons(text: &str) -> Vec<char> {
             '>' | '≥' => Some('>'),
             _ => None,
         }));
-        let compares = is_number(place + 1) || (words.get(place + 1) == Some(&"than") && is_number(place + 2));
+        let compares =
+            is_number(place + 1) || (words.get(place + 1) == Some(&"than") && is_number(place + 2));
         match *word {
             "less" | "under" | "below" | "fewer" if compares => found.push('<'),
             "more" | "over" | "above" | "greater" | "exceeding" if compares => found.push('>'),

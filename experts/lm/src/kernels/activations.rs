@@ -78,21 +78,23 @@ fn quantise_block(x: &[f32; BLOCK], block: &mut Block) {
     /// Adding it leaves the nearest integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let mut lanes = [0f32; 8];
+    // Zero, unless a value is infinite or no number: then that must be seen in the result, and the integers cannot show it.
+    let mut broken = [0f32; 8];
     for chunk in x.as_chunks::<8>().0 {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
+        for ((lane, broken), x) in lanes.iter_mut().zip(&mut broken).zip(chunk) {
             *lane = if x.abs() > *lane { x.abs() } else { *lane };
+            *broken += x * 0.0;
         }
     }
     let largest = lanes.iter().fold(0f32, |m, l| if *l > m { *l } else { m });
     let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     let mut sum = 0;
     for (value, x) in block.values.iter_mut().zip(x) {
-        // A clamp to the type's range: of rounding past 127 there is no danger, of infinities there is.
         let rounded = (x * factor + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
         *value = rounded as i8;
         sum += i32::from(rounded as i8);
     }
-    block.scale = largest / 127.0;
+    block.scale = largest / 127.0 + broken.iter().sum::<f32>();
     block.bias = -8 * sum;
     block.sum = sum as f32 * block.scale;
 }

@@ -1,4 +1,8 @@
 //! Kernels for AVX2, with and without VNNI: as those for AVX-512, eight rows of a tile at a time.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "registers are numbered: a loop over them is unrolled"
+)]
 
 use super::activations::Activations;
 use super::packed::{Format, TILE, Tile};

@@ -1,4 +1,8 @@
 //! Kernels for AVX-512 with VNNI.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "registers are numbered: a loop over them is unrolled"
+)]
 
 use super::activations::{Activations, BLOCK};
 use super::packed::{Format, TILE, Tile};

@@ -132,7 +132,7 @@ pub(super) unsafe fn panel_at(
             Set::Scalar => 0,
         };
         // SAFETY: the caller's word.
-        return unsafe { scalar(a, a_rows, depth, b, column..columns, c, c_rows, add) };
+        unsafe { scalar(a, a_rows, depth, b, column..columns, c, c_rows, add) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {

@@ -4,6 +4,7 @@
 use candle_core::utils::barrier_pool;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError};
 
 /// Elements below which waking other threads costs more than it saves.
@@ -17,9 +18,25 @@ pub fn compute_threads() -> usize {
 /// Calls `compute` with ranges that together are `0..units`, on all threads or, if not `worthwhile`, here.
 pub(crate) fn share(units: usize, worthwhile: bool, compute: impl Fn(Range<usize>) + Sync) {
     if worthwhile && units > 1 {
-        barrier_pool().execute_chunked(units, compute);
+        on_all_threads(units, compute);
     } else if units > 0 {
         compute(0..units);
+    }
+}
+
+/// A panic of `compute` is carried out of the pool, whose lock it would otherwise poison: every later product would fail.
+fn on_all_threads(units: usize, compute: impl Fn(Range<usize>) + Sync) {
+    let panic = Mutex::new(None);
+    barrier_pool().execute_chunked(units, |range| {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| compute(range))) {
+            panic
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert(payload);
+        }
+    });
+    if let Some(payload) = panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        resume_unwind(payload);
     }
 }
 
@@ -39,7 +56,7 @@ pub(crate) fn each_row<T: Send>(values: &mut [T], width: usize, compute: impl Fn
     let rows = values.len() / width;
     let rows_per_part = (rows * (PARALLEL_ELEMENTS / 4)).div_ceil(elements).max(1);
     let parts: Vec<_> = values.chunks_mut(rows_per_part * width).map(Mutex::new).collect();
-    barrier_pool().execute_chunked(parts.len(), |range| {
+    on_all_threads(parts.len(), |range| {
         for (part, rows) in parts.iter().enumerate().take(range.end).skip(range.start) {
             // Every part is locked once, by the thread that computes it.
             let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,5 +95,22 @@ impl<'a> Shared<'a> {
         debug_assert!(index < self.len);
         // SAFETY: within the allocation, by the caller's word.
         unsafe { self.start.add(index) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn a_panic_leaves_the_pool_usable() {
+        let fails = || share(64, true, |range| assert!(!range.contains(&63), "as meant"));
+        assert!(catch_unwind(fails).is_err());
+        let done = AtomicUsize::new(0);
+        share(64, true, |range| {
+            done.fetch_add(range.len(), Ordering::SeqCst);
+        });
+        assert_eq!(done.into_inner(), 64);
     }
 }

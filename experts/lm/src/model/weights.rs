@@ -31,6 +31,10 @@ pub(super) enum Embeddings {
 }
 
 /// One decoder layer.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has tens of them, and each holds megabytes"
+)]
 pub(super) enum Layer {
     /// On candle's operators.
     Tensors(TensorLayer),

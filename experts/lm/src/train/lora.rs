@@ -99,7 +99,9 @@ impl Lora {
                 .filter(|tensor| tensor.dims() == [parameter.shape.0, parameter.shape.1])
                 .ok_or_else(|| {
                     let (name, shape) = (&parameter.name, parameter.shape);
-                    bad(format!("{name} is missing or not of shape {shape:?}: give the same rank and layer"))
+                    bad(format!(
+                        "{name} is missing or not of shape {shape:?}: give the same rank and layer"
+                    ))
                 })?;
             parameter.values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         }

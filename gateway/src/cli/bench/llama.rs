@@ -11,7 +11,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A run that takes longer has gone wrong.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -224,29 +224,20 @@ fn run(command: &mut Command) -> Result<String, Failure> {
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
     let mut pipe = child.stdout.take();
-    // Read beside waiting: a full pipe would keep the program from ending.
-    let reader = std::thread::spawn(move || {
+    // Read beside waiting: a full pipe would keep the program from ending. Its output ends when it does.
+    let (sender, output) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
         let mut text = String::new();
-        if let Some(pipe) = &mut pipe {
-            pipe.read_to_string(&mut text)?;
-        }
-        Ok::<_, std::io::Error>(text)
+        let read = pipe.as_mut().map_or(Ok(0), |pipe| pipe.read_to_string(&mut text));
+        // Nobody is left to tell if the time was over.
+        let _ = sender.send(read.map(|_| text));
     });
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if start.elapsed() > LONGEST {
-            child.kill()?;
-            child.wait()?;
-            return Err(failed(format!("not done after {} seconds", LONGEST.as_secs())));
-        }
-        std::thread::sleep(Duration::from_millis(20));
+    let Ok(text) = output.recv_timeout(LONGEST) else {
+        child.kill()?;
+        child.wait()?;
+        return Err(failed(format!("not done after {} seconds", LONGEST.as_secs())));
     };
-    let text = reader
-        .join()
-        .map_err(|_| failed("its output could not be read".to_owned()))??;
+    let (text, status) = (text?, child.wait()?);
     if !status.success() {
         return Err(failed(status.to_string()).with_hint("run it by hand to see why"));
     }

@@ -141,7 +141,13 @@ fn a_run_goes_on_from_an_earlier_adapter() {
     let (directory, checkpoint) = model();
     let file = |name: &str| directory.path().join(name);
     let run = |options: &TrainPooledOptions| {
-        train_pooled(&checkpoint, CLASSES, &mut |_| examples(1, 40), options, &mut |_| {})
+        train_pooled(
+            &checkpoint,
+            CLASSES,
+            &mut |_| examples(1, 40),
+            options,
+            &mut |_| {},
+        )
     };
     let first = TrainPooledOptions {
         epochs: 1,
@@ -161,8 +167,17 @@ fn a_run_goes_on_from_an_earlier_adapter() {
         let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
         let mut names: Vec<_> = tensors.keys().cloned().collect();
         names.sort_unstable();
-        let flat = |name: &String| tensors[name].flatten_all().unwrap().to_dtype(candle_core::DType::F32).unwrap();
-        names.iter().flat_map(|name| flat(name).to_vec1::<f32>().unwrap()).collect::<Vec<_>>()
+        let flat = |name: &String| {
+            tensors[name]
+                .flatten_all()
+                .unwrap()
+                .to_dtype(candle_core::DType::F32)
+                .unwrap()
+        };
+        names
+            .iter()
+            .flat_map(|name| flat(name).to_vec1::<f32>().unwrap())
+            .collect::<Vec<_>>()
     };
     assert_eq!(values(&first.out), values(&next.out));
     let other = TrainPooledOptions { rank: 2, ..next };
