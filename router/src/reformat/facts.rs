@@ -201,6 +201,7 @@ impl Facts {
             let unit = match (before.to_lowercase().as_str(), suffix) {
                 // Every so many hours.
                 ("q", "h" | "H" | "hrly") => Some("hour".to_owned()),
+                ("x", "") if is_last => following_unit(next),
                 // Vitamins, chromosomes, scores: their digits have no unit.
                 (name, _) if name.ends_with(|c: char| c.is_alphabetic()) => None,
                 // An age with the sex behind it.

@@ -67,6 +67,7 @@ enum Form {
     #[value(name = "q4_1")]
     #[serde(rename = "q4_1")]
     Q4_1,
+    #[value(name = "q4_k")]
     Q4K,
     F32,
     AsIs,
@@ -462,7 +463,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let file = directory.path().join("c.yaml");
             let text = format!(
-                "models: {{ smollm2-135m-instruct: {{ quantization: {} }} }}",
+                "version: 1\nmodels: {{ smollm2-135m-instruct: {{ quantization: {} }} }}",
                 form.name()
             );
             std::fs::write(&file, text).unwrap();

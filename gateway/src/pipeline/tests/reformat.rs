@@ -33,12 +33,12 @@ async fn asked(bench: &Bench, query: &str) -> (Option<Outcome>, String) {
 #[tokio::test]
 async fn the_expert_gets_both_wordings() {
     let bench = bench(ReformatMode::Always).await;
-    let query = "pharmacy warfarin daily as: Is warfarin safe daily";
+    let query = "pharmacy warfarin as: Is warfarin safe";
     let (outcome, text) = asked(&bench, query).await;
     assert_eq!(outcome, Some(Outcome::Accepted));
     assert_eq!(
         text,
-        format!("{query}\n\nIn other words: Is warfarin safe daily (pharmacy)")
+        format!("{query}\n\nIn other words: Is warfarin safe (pharmacy)")
     );
     assert_eq!(
         bench.metric("referral_reformats_total{outcome=\"accepted\"}"),
