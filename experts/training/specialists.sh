@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the shipped specialists: one low-rank adapter for each institute of MedQuAD that is an expert, and one for
+# Trains the specialists: one low-rank adapter for each institute of MedQuAD that is an expert, and one for
 # PubMedQA's conclusions. Run again, it goes on where it stopped.
 #
 #   experts/training/specialists.sh DATA OUT [NAME …]
@@ -22,7 +22,7 @@ train() {
         echo "$name: done before"
         return
     fi
-    # Two of them had longer runs; their curves were flat by then.
+    # The others were given fewer steps than these two for want of time, not because they need fewer.
     local steps=40
     case $name in oncology | genetics) steps=60 ;; esac
     echo "$name"

@@ -10,6 +10,7 @@
 //! original goes on unchanged, and the [`Outcome`] says why.
 
 pub mod facts;
+mod numbers;
 mod words;
 
 use crate::RouterError;

@@ -10,11 +10,9 @@
 //! head reads deeper than the router does and without its adapter, so that there is nothing to share, and it is asked
 //! only about the queries that fell on a pair.
 
-mod reformatter;
+pub(crate) mod reformatter;
 #[cfg(test)]
 mod tests;
-
-pub(crate) use reformatter::EngineReformatter;
 
 use prometheus::{Histogram, IntGauge};
 use referral_router::cost::GainModel;

@@ -5,8 +5,10 @@ use async_trait::async_trait;
 use referral_lm::adapter::Adapter;
 use referral_lm::engine::{Engine, Event, FinishReason, GenerateRequest};
 use referral_lm::sample::SamplingParams;
+use referral_lm::{LanguageModel, LmError};
 use referral_router::RouterError;
-use referral_router::reformat::{MAX_TOKENS, prompt};
+use referral_router::reformat::{MAX_TOKENS, SHIPPED_ADAPTER, prompt};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,8 +19,9 @@ pub(crate) struct EngineReformatter {
 }
 
 impl EngineReformatter {
-    /// `adapter` must be of the engine's model.
-    pub(crate) fn new(engine: Engine, adapter: Arc<Adapter>) -> Self {
+    /// `adapter` is that of the engine's model: see [`adapter`].
+    pub(crate) fn new(engine: Engine, adapter: Adapter) -> Self {
+        let adapter = Arc::new(adapter);
         Self { engine, adapter }
     }
 
@@ -53,6 +56,17 @@ impl EngineReformatter {
             }
         }
         Ok(written)
+    }
+}
+
+/// The adapter in the file, or the shipped one.
+///
+/// # Errors
+/// What is wrong with the file, or that the shipped one is of another model.
+pub(crate) fn adapter(file: Option<&Path>, model: &LanguageModel) -> Result<Adapter, LmError> {
+    match file {
+        Some(path) => Adapter::load(path, model),
+        None => Adapter::from_bytes(SHIPPED_ADAPTER, model),
     }
 }
 

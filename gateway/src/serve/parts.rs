@@ -1,7 +1,7 @@
 //! From settings to the parts of a pipeline: models, engines, router, experts, log. Blocking.
 
 use super::{ServeError, tokens};
-use crate::compute::EngineReformatter;
+use crate::compute::reformatter::{self, EngineReformatter};
 use crate::config::{
     AdapterSource, Backend, ExpertSettings, LocalSettings, OctopusSettings, OpenAiSettings, PairSettings,
     PairThreshold, Provider, ReformatMode, Settings,
@@ -19,7 +19,7 @@ use referral_router::cost::GainModel;
 use referral_router::graph::{Decider, Node};
 use referral_router::octopus_v4::OctopusV4;
 use referral_router::policy::pair::Pair;
-use referral_router::{Graph, Router, RouterError, reformat};
+use referral_router::{Graph, Router, RouterError};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -252,13 +252,10 @@ impl Workshop<'_> {
     fn reformatter(&mut self) -> Result<Arc<dyn Reformatter>, ServeError> {
         let router = &self.settings.router;
         let base = known(&self.models, &router.model)?;
-        let adapter = match &router.reformat_adapter {
-            Some(path) => Adapter::load(path, base),
-            None => Adapter::from_bytes(reformat::SHIPPED_ADAPTER, base),
-        }
-        .map_err(|error| ServeError::Reformat(Box::new(error)))?;
+        let adapter = reformatter::adapter(router.reformat_adapter.as_deref(), base)
+            .map_err(|error| ServeError::Reformat(Box::new(error)))?;
         let engine = self.engine(&router.model)?;
-        Ok(Arc::new(EngineReformatter::new(engine, Arc::new(adapter))))
+        Ok(Arc::new(EngineReformatter::new(engine, adapter)))
     }
 
     fn engine(&mut self, model: &str) -> Result<Engine, ServeError> {

@@ -4,6 +4,7 @@
 //! unnoticed as long as enough of the query's long words remain.
 
 use super::Outcome;
+use super::numbers::{canonical, following_unit, is_age, joined_unit, number_end, parts, signed};
 use super::words::{self, is_drug, is_filler, is_hidden_negation, is_negation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -277,10 +278,7 @@ impl Facts {
     /// The word that the negation at `place` is about.
     fn target(&self, place: usize) -> Option<&str> {
         let behind = self.words.get(place + 1..)?;
-        behind
-            .iter()
-            .map(String::as_str)
-            .find(|word| !is_filler(word) && !word.is_empty())
+        behind.iter().map(String::as_str).find(|word| !is_filler(word))
     }
 
     /// Whether a negation reaches a form of this word.
@@ -316,102 +314,9 @@ impl Facts {
     }
 }
 
-/// A word without the marks around it (a number keeps its sign and its point); both halves of a word that a slash or a plus
-/// joins, unless it holds digits or is a unit.
-fn parts(word: &str) -> impl Iterator<Item = &str> {
-    let is_mark = |c: char| !(c.is_alphanumeric() || matches!(c, '%' | '°' | 'µ' | 'μ'));
-    let is_whole =
-        word.contains(|c: char| c.is_ascii_digit()) || joined_unit(word.trim_matches(is_mark)).is_some();
-    word.split(move |c: char| !is_whole && matches!(c, '/' | '+' | '(' | ')' | ';' | '—' | '–'))
-        .map(move |part| {
-            let bare = part
-                .trim_end_matches(is_mark)
-                .trim_start_matches(|c| is_mark(c) && !is_sign(c));
-            match bare
-                .trim_start_matches(is_sign)
-                .starts_with(|c: char| c.is_ascii_digit())
-            {
-                true => bare,
-                false => bare.trim_start_matches(is_mark),
-            }
-        })
-        .filter(|part| !part.is_empty())
-}
-
-/// What may stand before a number and belong to it.
-fn is_sign(c: char) -> bool {
-    matches!(c, '-' | '−' | '.')
-}
-
-/// A number with the point and the sign that stand right before it.
-fn signed(before: &str, number: &str) -> String {
-    let (head, point) = match before.strip_suffix('.') {
-        Some(head) => (head, "0."),
-        None => (before, ""),
-    };
-    // Behind another number it is a range.
-    let minus = if matches!(head, "-" | "−") { "-" } else { "" };
-    format!("{minus}{point}{number}")
-}
-
-/// One spelling for one number: without the commas of thousands, zeros before it, and zeros behind its point.
-fn canonical(number: &str) -> String {
-    let groups: Vec<&str> = number.split(',').collect();
-    let are_thousands = groups.len() > 1 && groups.iter().skip(1).all(|group| group.len() == 3);
-    let plain = if are_thousands {
-        groups.concat()
-    } else {
-        number.to_owned()
-    };
-    plain.parse::<f64>().map_or(plain, |value| value.to_string())
-}
-
 /// Two to six capitals.
 fn is_abbreviation(piece: &str) -> bool {
     (2..=6).contains(&piece.len()) && piece.chars().all(|c| c.is_ascii_uppercase())
-}
-
-/// Where the number at the start of `text` ends: points, commas, slashes and colons belong to it between digits.
-fn number_end(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let is_digit = |index: usize| bytes.get(index).is_some_and(u8::is_ascii_digit);
-    let mut end = 0;
-    while is_digit(end) || (bytes.get(end).is_some_and(|b| b".,/:".contains(b)) && is_digit(end + 1)) {
-        end += 1;
-    }
-    end
-}
-
-/// Whether a number before "M" or "F" is an age; higher ones are degrees Fahrenheit.
-fn is_age(number: &str) -> bool {
-    number.parse::<u8>().is_ok_and(|age| age < 95)
-}
-
-/// The unit that the words behind a number say: "mg", "mg per day", "year-old".
-fn following_unit(next: &[&str]) -> Option<String> {
-    // A heart rate and magnesium come next, not hours and milligrams.
-    if matches!(next.first(), Some(&("HR" | "Mg"))) {
-        return None;
-    }
-    let mut unit = joined_unit(next.first()?)?;
-    if next.get(1).is_some_and(|word| word.eq_ignore_ascii_case("per"))
-        && let Some(more) = next.get(2).and_then(|word| joined_unit(word))
-    {
-        unit.push('/');
-        unit.push_str(&more);
-    }
-    Some(unit)
-}
-
-/// A unit, or several with slashes between them, in one word; `None` if that is no unit.
-fn joined_unit(word: &str) -> Option<String> {
-    let word = word.to_lowercase();
-    if let Some(unit) = words::unit(&word) {
-        return Some(unit.to_owned());
-    }
-    let word = word.strip_suffix("-old").unwrap_or(&word);
-    let units: Option<Vec<&str>> = word.split('/').map(words::unit).collect();
-    units.map(|units| units.join("/"))
 }
 
 fn same_stem(one: &str, other: &str) -> bool {

@@ -35,6 +35,10 @@ impl Level {
 
     /// Every set of this machine, the best last.
     pub(super) fn all() -> Vec<Self> {
+        #[cfg_attr(
+            not(target_arch = "x86_64"),
+            expect(unused_mut, reason = "other processors run the portable code")
+        )]
         let mut sets = vec![Self(Set::Scalar)];
         #[cfg(target_arch = "x86_64")]
         {

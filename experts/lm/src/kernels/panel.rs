@@ -95,7 +95,7 @@ pub(super) unsafe fn panel_at(
     add: bool,
 ) {
     #[cfg(target_arch = "x86_64")]
-    {
+    let first = {
         /// Calls `$strip` for as many strips of `$width` columns as there are, and returns the column behind.
         macro_rules! strips {
             ($column:expr, $width:literal, $level:ident::$strip:ident, $registers:literal; $($rows:literal)*) => {{
@@ -121,7 +121,7 @@ pub(super) unsafe fn panel_at(
                 column
             }};
         }
-        let column = match level.set() {
+        match level.set() {
             // SAFETY: a level exists only where its instructions were detected; the operands are the caller's.
             Set::Avx512 => unsafe {
                 let column = strips!(0, 32, avx512::panel, 2; 1 2 3 4 5 6 7 8);
@@ -130,16 +130,15 @@ pub(super) unsafe fn panel_at(
             // SAFETY: as above.
             Set::Avx2 | Set::AvxVnni => unsafe { strips!(0, 8, avx2::panel, 1; 1 2 3 4 5 6 7 8) },
             Set::Scalar => 0,
-        };
-        // SAFETY: the caller's word.
-        unsafe { scalar(a, a_rows, depth, b, column..columns, c, c_rows, add) }
-    }
+        }
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    {
+    let first = {
         let _ = level;
-        // SAFETY: the caller's word.
-        unsafe { scalar(a, a_rows, depth, b, 0..columns, c, c_rows, add) }
-    }
+        0
+    };
+    // SAFETY: the caller's word.
+    unsafe { scalar(a, a_rows, depth, b, first..columns, c, c_rows, add) }
 }
 
 /// The portable kernel, and that for the columns that fill no register.

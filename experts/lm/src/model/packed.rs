@@ -125,6 +125,10 @@ impl PackedLayer {
         let epsilon = config.rms_epsilon as f32;
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let tokens = x.len() / width;
+        let residual = Columns {
+            stride: width,
+            first: 0,
+        };
         rms_norm(level, x, &self.attention_norm, epsilon, &mut pass.input);
         pass.quantised.quantise(level, &pass.input, width);
         let stride = queries + 2 * keys;
@@ -173,16 +177,12 @@ impl PackedLayer {
         )?;
         pass.quantised.quantise(level, &pass.inner, queries);
         self.output.multiply(level, &pass.quantised, x, true)?;
-        let columns = Columns {
-            stride: width,
-            first: 0,
-        };
         adapt(
             &pass.groups,
             (index, Projection::AttnOutput),
             (&pass.inner, queries),
             x,
-            columns,
+            residual,
         )?;
 
         rms_norm(level, x, &self.ffn_norm, epsilon, &mut pass.input);
@@ -206,16 +206,12 @@ impl PackedLayer {
         silu_product(level, &pass.wide, ffn, &mut pass.inner);
         pass.quantised.quantise(level, &pass.inner, ffn);
         self.down.multiply(level, &pass.quantised, x, true)?;
-        let columns = Columns {
-            stride: width,
-            first: 0,
-        };
         adapt(
             &pass.groups,
             (index, Projection::FfnDown),
             (&pass.inner, ffn),
             x,
-            columns,
+            residual,
         )
     }
 }

@@ -31,15 +31,11 @@ pub(super) enum Embeddings {
 }
 
 /// One decoder layer.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a model has tens of them, and each holds megabytes"
-)]
 pub(super) enum Layer {
     /// On candle's operators.
-    Tensors(TensorLayer),
+    Tensors(Box<TensorLayer>),
     /// On the CPU's own kernels.
-    Packed(PackedLayer),
+    Packed(Box<PackedLayer>),
 }
 
 /// A decoder layer on candle's operators.
@@ -63,7 +59,10 @@ impl Weights {
                 let load = |index| PackedLayer::load(checkpoint, index, quantization);
                 let packed = (0..config.layers).into_par_iter().map(load);
                 if let Some(layers) = packed.collect::<Result<Option<Vec<_>>>>()? {
-                    return Ok(layers.into_iter().map(Layer::Packed).collect());
+                    return Ok(layers
+                        .into_iter()
+                        .map(|layer| Layer::Packed(Box::new(layer)))
+                        .collect());
                 }
             }
             let load = |index| TensorLayer::load(checkpoint, index, quantization, &device);
@@ -71,7 +70,7 @@ impl Weights {
             Ok(layers
                 .collect::<Result<Vec<_>>>()?
                 .into_iter()
-                .map(Layer::Tensors)
+                .map(|layer| Layer::Tensors(Box::new(layer)))
                 .collect())
         };
         // The embedding matters as much as a fifth of the layers: both at once, all on rayon's threads.

@@ -7,11 +7,12 @@ use super::super::failure::Failure;
 use super::lm::{GENERATED, PROMPTS, Prefill, WINDOW, median};
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
 
 /// A run that takes longer has gone wrong.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -145,7 +146,7 @@ impl Peer {
                     ])
                     .args(["-t", &threads.to_string(), "-m"])
                     .arg(file);
-                let lines = lines(&run(&mut command)?)?;
+                let lines = lines(&run(&mut command)?.0)?;
                 for line in lines {
                     self.name = line.model_type;
                     match PROMPTS.iter().position(|p| *p == line.n_prompt) {
@@ -184,9 +185,11 @@ impl Peer {
                 .arg(file)
                 .arg("-f")
                 .arg(data);
-            let output = run(&mut command)?;
+            // Which of the two it writes to has changed between its versions.
+            let (output, log) = run(&mut command)?;
+            let estimate = final_estimate(&output).or_else(|| final_estimate(&log));
             self.perplexity = Some(
-                final_estimate(&output)
+                estimate
                     .ok_or_else(|| Failure::new(format!("{} said no final estimate", program.display())))?,
             );
         }
@@ -213,35 +216,46 @@ impl Peer {
     }
 }
 
-/// Runs a program to its end and returns what it wrote to standard output.
-fn run(command: &mut Command) -> Result<String, Failure> {
+/// Runs a program to its end and returns what it wrote to standard output and standard error.
+fn run(command: &mut Command) -> Result<(String, String), Failure> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |what: String| Failure::new(format!("{name}: {what}"));
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
-    let mut pipe = child.stdout.take();
-    // Read beside waiting: a full pipe would keep the program from ending. Its output ends when it does.
-    let (sender, output) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        let read = pipe.as_mut().map_or(Ok(0), |pipe| pipe.read_to_string(&mut text));
-        // Nobody is left to tell if the time was over.
-        let _ = sender.send(read.map(|_| text));
-    });
-    let Ok(text) = output.recv_timeout(LONGEST) else {
+    let (output, log) = (read_beside(child.stdout.take()), read_beside(child.stderr.take()));
+    let start = Instant::now();
+    // A pipe ends with the program.
+    let text = |pipe: &Receiver<std::io::Result<Vec<u8>>>| {
+        let bytes = pipe.recv_timeout(LONGEST.saturating_sub(start.elapsed())).ok()?;
+        Some(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    };
+    let (Some(output), Some(log)) = (text(&output), text(&log)) else {
         child.kill()?;
         child.wait()?;
         return Err(failed(format!("not done after {} seconds", LONGEST.as_secs())));
     };
-    let (text, status) = (text?, child.wait()?);
-    if !status.success() {
-        return Err(failed(status.to_string()).with_hint("run it by hand to see why"));
+    let (output, log, status) = (output?, log?, child.wait()?);
+    if status.success() {
+        return Ok((output, log));
     }
-    Ok(text)
+    let last = log.lines().last().unwrap_or_default();
+    Err(failed(format!("{status}: {last}")))
+}
+
+/// Reads a pipe to its end on a thread of its own: a full one would keep the program from ending.
+fn read_beside(pipe: Option<impl Read + Send + 'static>) -> Receiver<std::io::Result<Vec<u8>>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let read = pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut bytes));
+        // Nobody waits any more if it took too long.
+        let _ = sender.send(read.map(|_| bytes));
+    });
+    receiver
 }
 
 fn lines(json: &str) -> Result<Vec<Line>, Failure> {
@@ -280,12 +294,12 @@ fn ask(address: &str, prompt: usize, generated: usize) -> Result<Timings, Failur
         TcpStream::connect_timeout(&place, Duration::from_secs(5)).map_err(|error| failed(&error))?;
     stream.set_read_timeout(Some(LONGEST))?;
     // HTTP/1.0: the answer ends with the connection and is never in chunks.
-    write!(
-        stream,
+    let request = format!(
         "POST /completion HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
-    )?;
+    );
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream
         .read_to_string(&mut answer)
@@ -326,8 +340,12 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = vec![0; 65_536];
-            let length = stream.read(&mut request).unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                let mut piece = [0; 1024];
+                let length = stream.read(&mut piece).unwrap();
+                request.extend_from_slice(&piece[..length]);
+            }
             let body = r#"{"timings": {"prompt_per_second": 500.5, "predicted_per_second": 90.25}}"#;
             write!(
                 stream,
@@ -335,7 +353,7 @@ mod tests {
                 body.len()
             )
             .unwrap();
-            String::from_utf8_lossy(&request[..length]).into_owned()
+            String::from_utf8(request).unwrap()
         });
         let timings = ask(&address, 3, 9).unwrap();
         assert_eq!(

@@ -5,18 +5,16 @@ use super::super::options::{ConfigOptions, ModelOptions};
 use super::super::output::{Format, print_json, stdout};
 use super::super::serve::block_on;
 use super::counter;
-use crate::compute::EngineReformatter;
+use crate::compute::reformatter::{self, EngineReformatter};
 use crate::pipeline::Reformatter as _;
 use clap::Args;
 use futures::{StreamExt as _, stream};
-use referral_lm::adapter::Adapter;
 use referral_lm::engine::Engine;
-use referral_router::reformat::{Outcome, Pair, SHIPPED_ADAPTER, argument, facts, judge};
+use referral_router::reformat::{Outcome, Pair, argument, facts, judge};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Queries that the engine works on at a time.
@@ -71,7 +69,7 @@ struct Line<'a> {
 /// Runs the command.
 pub(super) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), Failure> {
     let pairs = Pair::read(&arguments.data)?;
-    let file = match &arguments.output {
+    let output = match &arguments.output {
         Some(path) => Some(
             std::fs::File::create(path)
                 .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?,
@@ -80,17 +78,14 @@ pub(super) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
     };
     let settings = config.load()?.settings;
     let model = arguments.model.load(&settings)?;
-    let adapter = match arguments
+    let file = arguments
         .adapter
-        .as_ref()
-        .or(settings.router.reformat_adapter.as_ref())
-    {
-        Some(path) => Adapter::load(path, &model)?,
-        None => Adapter::from_bytes(SHIPPED_ADAPTER, &model)?,
-    };
+        .as_deref()
+        .or(settings.router.reformat_adapter.as_deref());
+    let adapter = reformatter::adapter(file, &model)?;
     let options = arguments.model.settings(&settings)?.engine;
     let engine = Engine::start("router", model, options, &prometheus::Registry::new())?;
-    let reformatter = EngineReformatter::new(engine, Arc::new(adapter));
+    let reformatter = EngineReformatter::new(engine, adapter);
     let bar = counter("queries written")?;
     let write = async |pair: &Pair| {
         let started = Instant::now();
@@ -117,7 +112,7 @@ pub(super) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
                 .map_or(Outcome::Failed, |text| judge(&pair.query, text).0)
         })
         .collect();
-    if let Some(file) = file {
+    if let Some(file) = output {
         let mut file = std::io::BufWriter::new(file);
         for ((pair, (written, _)), outcome) in pairs.iter().zip(&written).zip(&judged) {
             let line = Line {

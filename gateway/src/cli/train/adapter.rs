@@ -40,12 +40,6 @@ pub(super) struct Arguments {
     /// Rows {question, answer}, with an optional system: JSON lines, .gz is read too
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Held-out rows, for perplexity with and without the adapter
-    #[arg(long, value_name = "FILE")]
-    dev: Option<PathBuf>,
-    /// Adapter to write (safetensors)
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
     /// Field of a row that holds the question
     #[arg(long, value_name = "NAME", default_value_t = RowFields::default().question)]
     question_field: String,
@@ -59,17 +53,18 @@ pub(super) struct Arguments {
     #[arg(long = "system", value_name = "TEXT")]
     systems: Vec<String>,
     #[command(flatten)]
-    schedule: Schedule,
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    model: ModelOptions,
+    run: Run,
 }
 
-/// Shape and schedule of a run.
+/// What both runs are told: files, shape and schedule.
 #[derive(Debug, Args)]
-struct Schedule {
+struct Run {
+    /// Held-out rows, for perplexity with and without the adapter
+    #[arg(long, value_name = "FILE")]
+    dev: Option<PathBuf>,
+    /// Adapter to write (safetensors)
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
     /// Rank of the adapter
     #[arg(long, default_value_t = TrainAdapterOptions::default().rank)]
     rank: usize,
@@ -103,6 +98,11 @@ struct Schedule {
     /// Threads; all of the machine's if left out
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelOptions,
 }
 
 /// Arguments of `referral train reformat`.
@@ -111,24 +111,15 @@ pub(super) struct ReformatArguments {
     /// Rows {id, expert, query, reformatted}: JSON lines, .gz is read too
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Held-out rows, for perplexity with and without the adapter
-    #[arg(long, value_name = "FILE")]
-    dev: Option<PathBuf>,
-    /// Adapter to write (safetensors)
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
     #[command(flatten)]
-    schedule: Schedule,
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    model: ModelOptions,
+    run: Run,
 }
 
-impl Schedule {
+impl Run {
     fn options(&self) -> TrainAdapterOptions {
         TrainAdapterOptions {
+            dev: self.dev.clone(),
+            out: self.out.clone(),
             rank: self.rank,
             alpha: self.alpha,
             layers: self.layers,
@@ -154,32 +145,26 @@ pub(super) fn run(arguments: &Arguments, config: &ConfigOptions) -> Result<(), F
             answer: arguments.answer_field.clone(),
             only: arguments.only.clone(),
         },
-        dev: arguments.dev.clone(),
-        out: arguments.out.clone(),
         systems: arguments.systems.clone(),
-        ..arguments.schedule.options()
+        ..arguments.run.options()
     };
-    train(&options, &arguments.model, arguments.json, config)
+    train(&options, &arguments.run, config)
 }
 
 /// Runs `referral train reformat`.
 pub(super) fn reformat(arguments: &ReformatArguments, config: &ConfigOptions) -> Result<(), Failure> {
+    let run = &arguments.run;
     let rows = |from: &Path, name: &str| {
-        let to = arguments.out.with_extension(name);
+        let to = run.out.with_extension(name);
         write_rows(from, &to).map(|()| to)
     };
     let options = TrainAdapterOptions {
         data: rows(&arguments.data, "train.jsonl")?,
-        dev: arguments
-            .dev
-            .as_deref()
-            .map(|dev| rows(dev, "dev.jsonl"))
-            .transpose()?,
-        out: arguments.out.clone(),
+        dev: run.dev.as_deref().map(|dev| rows(dev, "dev.jsonl")).transpose()?,
         systems: vec![PROMPT.to_owned()],
-        ..arguments.schedule.options()
+        ..run.options()
     };
-    train(&options, &arguments.model, arguments.json, config)
+    train(&options, run, config)
 }
 
 /// A row as the trainer reads it.
@@ -205,19 +190,14 @@ fn write_rows(from: &Path, to: &Path) -> Result<(), Failure> {
     file.flush().map_err(named)
 }
 
-fn train(
-    options: &TrainAdapterOptions,
-    model: &ModelOptions,
-    as_json: bool,
-    config: &ConfigOptions,
-) -> Result<(), Failure> {
+fn train(options: &TrainAdapterOptions, run: &Run, config: &ConfigOptions) -> Result<(), Failure> {
     let settings = config.load()?.settings;
     telemetry::start(&settings.telemetry);
-    let weights = fetch(&model.settings(&settings)?.spec)?;
+    let weights = fetch(&run.model.settings(&settings)?.spec)?;
     let (checkpoint, tokenizer) = (Checkpoint::open(&weights)?, Tokenizer::open(&weights)?);
     // The trainer draws its own bar, or logs where there is no terminal.
     let report = train_adapter(&checkpoint, &tokenizer, options, &mut |_| {})?;
-    match as_json {
+    match run.json {
         true => print_json(&report),
         false => print_report(options, &report),
     }

@@ -16,12 +16,7 @@ fn good_wordings_pass() {
             "A 33-year-old woman has a temperature of 101 Fahrenheit.",
         ),
         ("morphine 5mg q4h ok?", "Is morphine 5 mg every 4 hours safe?"),
-        (
-            "gent 5 mg/kg od",
-            "How is gentamicin 5 mg per kg od monitored?"
-                .replace("gentamicin", "gent")
-                .as_str(),
-        ),
+        ("gent 5 mg/kg od", "How is gent 5 mg per kg od monitored?"),
         ("no fever, no rash", "There is no fever and no rash."),
         (
             "pain L knee x3 days",
